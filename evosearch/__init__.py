@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evosearch.api import analyze, check, diff, export, leaderboard, load_recipe, load_spec, merge, run, score
+    from evosearch.api import analyze, check, diff, export, init, leaderboard, load_recipe, load_spec, merge, run, score
     from evosearch.errors import EvosearchError, InputError
     from evosearch.merging.registry import merge_method
     from evosearch.preflight.check import CheckReport
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from evosearch.search.progress import Progress, Watcher
     from evosearch.service.analyze import AnalyzeReport
     from evosearch.service.diff import DiffReport
+    from evosearch.service.init_draft import InitReport
     from evosearch.service.merge import MergeReport
     from evosearch.service.score import ScoreReport
 
@@ -33,6 +34,7 @@ __all__ = [
     "DiffReport",
     "EvosearchError",
     "ExportResult",
+    "InitReport",
     "InputError",
     "Leaderboard",
     "MergeReport",
@@ -47,6 +49,7 @@ __all__ = [
     "check",
     "diff",
     "export",
+    "init",
     "leaderboard",
     "load_recipe",
     "load_spec",
@@ -64,6 +67,7 @@ _MODULES = {
         "check",
         "diff",
         "export",
+        "init",
         "leaderboard",
         "load_recipe",
         "load_spec",
@@ -83,6 +87,7 @@ _MODULES = {
     "evosearch.search.progress": ("Progress", "Watcher"),
     "evosearch.service.analyze": ("AnalyzeReport",),
     "evosearch.service.diff": ("DiffReport",),
+    "evosearch.service.init_draft": ("InitReport",),
     "evosearch.service.merge": ("MergeReport",),
     "evosearch.service.score": ("ScoreReport",),
     "evosearch.service.verify": ("VerifyReport",),

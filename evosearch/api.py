@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from evosearch.search.progress import Watcher
     from evosearch.service.analyze import AnalyzeReport
     from evosearch.service.diff import DiffReport
+    from evosearch.service.init_draft import InitReport
     from evosearch.service.merge import MergeReport
     from evosearch.service.score import ScoreReport
     from evosearch.service.verify import VerifyReport
@@ -32,6 +33,45 @@ if TYPE_CHECKING:
 PathLike: TypeAlias = str | os.PathLike[str]
 
 telemetry_off()  # before the libraries that read these variables are imported
+
+
+@private_files()
+def init(
+    models: "Sequence[PathLike]",
+    out: PathLike,
+    *,
+    base: PathLike | None = None,
+    suite: PathLike | None = None,
+    allow_pickle: bool = False,
+    allow_unrelated: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "InitReport":
+    """Look at models, and write a first search spec for them, with a reason for every choice; `check` passes it.
+
+    Args:
+        models: Fine-tuned models or adapters, and possibly their base.
+        out: The YAML file to write; it must not exist.
+        base: Their base. Without it, adapters, model cards and weights are asked.
+        suite: A suite's file, or the name of one in `evals/`; by default one of general reasoning.
+        allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
+        watcher: Receives progress.
+
+    Raises:
+        InputError: The models cannot be merged, the suite cannot be used, or `out` exists. Nothing is written.
+
+    Examples:
+        >>> import evosearch
+        >>> report = evosearch.init(["./expert1", "./expert2"], "first.yaml", base="./base", suite="suite.yaml")
+        >>> report.method, report.optimizer
+        ('task_arithmetic', 'gradient')
+    """
+    from evosearch.service.init import init
+
+    named = [_as_given(model) for model in models]
+    given = None if base is None else _as_given(base)
+    tasks = None if suite is None else os.fspath(suite)
+    return init(named, Path(out), _watching(watcher), given, tasks, None, allow_pickle, allow_unrelated)
 
 
 @private_files()
@@ -416,6 +456,11 @@ def load_recipe(path: PathLike, *, name: str | None = None) -> "Recipe":
 def _reference(model: PathLike) -> str:
     """Return the reference of a model; a Path("./base") is just "base", which could be a hub id."""
     return model if isinstance(model, str) else str(Path(model).absolute())
+
+
+def _as_given(model: PathLike) -> str:
+    """Return the reference of a model, where a relative path stays relative: a spec can be moved with its models."""
+    return model if isinstance(model, str) else os.path.join(os.curdir, model)
 
 
 def _watching(watcher: "Watcher | None") -> "Watcher":

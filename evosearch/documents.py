@@ -317,7 +317,15 @@ def _translate(
         causes = detail["ctx"]["error"].problems
         placed = [(join(place, cause.where) if cause.where else place, cause) for cause in causes]
         return in_one(place, [error(at, cause.what, cause.allowed, cause.next) for at, cause in placed])
-    return error(place, message if detail["type"] == "value_error" else f"{message}, got {_short(detail['input'])}")
+    if detail["type"] == "value_error":
+        return error(place, message)
+    return error(place, f"{message}, got {_short(detail['input'])}", next=_near_word(detail))
+
+
+def _near_word(detail: ErrorDetails) -> str | None:
+    """Return the nearest allowed word, if a field takes only some words and got another one."""
+    words = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+    return did_you_mean(detail["input"], words) if isinstance(detail["input"], str) else None
 
 
 def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[str | int]:

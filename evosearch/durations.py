@@ -1,4 +1,6 @@
-"""Durations as people read them."""
+"""Durations and times as people read them: every line of a log, table and note has these formats."""
+
+import time
 
 
 def duration(seconds: float) -> str:
@@ -10,3 +12,8 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours:,} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def clock(seconds: float) -> str:
+    """Format a time, in seconds since the epoch, as `2026-11-30 23:59:07` in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

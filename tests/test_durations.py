@@ -1,8 +1,10 @@
 """Durations as people read them."""
 
+import time
+
 import pytest
 
-from evosearch.durations import duration
+from evosearch.durations import clock, duration
 
 
 @pytest.mark.parametrize(
@@ -20,3 +22,13 @@ from evosearch.durations import duration
 )
 def test_a_duration_has_the_two_units_that_matter(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_time_has_one_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    try:
+        assert clock(1796083147.9) == "2026-11-30 23:59:07"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

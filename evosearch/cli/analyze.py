@@ -4,12 +4,20 @@ from pathlib import Path
 
 import typer
 
+from evosearch.cli.completion import files_and_models
+from evosearch.cli.completion import models as complete_models
 from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
 
 def command(
-    models: list[str] = typer.Argument(help="A recipe (YAML), or models (folder, hub id, zoo:name, model+adapter)."),
-    base: str | None = typer.Option(None, help="Base that changes are measured from; default: that of the recipe."),
+    models: list[str] = typer.Argument(
+        help="A recipe (YAML), or models (folder, hub id, zoo:name, model+adapter).", autocompletion=files_and_models
+    ),
+    base: str | None = typer.Option(
+        None,
+        help="Base that changes are measured from; default: that of the recipe.",
+        autocompletion=complete_models,
+    ),
     leave_one_out: bool = typer.Option(False, "--leave-one-out", help="Score a recipe's merge without each parent."),
     path: bool = typer.Option(
         False, "--path", help="Score merges on the lines between two models, and from the base to each."

@@ -1,11 +1,11 @@
 """`evosearch cache`: list the cache of this machine, and remove what was not used for longest."""
 
-import time
 from typing import TYPE_CHECKING
 
 import typer
 
 from evosearch.cli.console import JSON, console, print_json
+from evosearch.durations import clock
 
 if TYPE_CHECKING:
     from evosearch.checkpoints.cache.inventory import Entry, Inventory, Pruned
@@ -95,4 +95,4 @@ def _short(text: str) -> str:
 
 
 def _last_used(entry: "Entry") -> str:
-    return "in use" if entry.in_use else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used_s))
+    return "in use" if entry.in_use else clock(entry.last_used_s)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from evosearch.cli.completion import models
 from evosearch.cli.console import ALLOW_PICKLE, ALLOW_UNRELATED, JSON, console, print_json, watcher
 
 
@@ -11,7 +12,9 @@ def command(
     file: Path = typer.Argument(help="A search spec, a recipe or a suite (YAML)."),
     dry_run: bool = typer.Option(True, help="For a spec: merge and score one candidate, to measure time and memory."),
     model: str | None = typer.Option(
-        None, help="For a suite: count its tokens with the tokenizer of this model (folder, hub id, zoo:name)."
+        None,
+        help="For a suite: count its tokens with the tokenizer of this model (folder, hub id, zoo:name).",
+        autocompletion=models,
     ),
     weights: bool = typer.Option(
         True, help="For a spec: --no-weights checks what configs and tokenizers show, and estimates its cost."

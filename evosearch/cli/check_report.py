@@ -9,7 +9,7 @@ from rich.table import Table
 
 from evosearch.cli.console import show_problem
 from evosearch.cli.tables import make_table
-from evosearch.durations import duration
+from evosearch.durations import clock, duration
 from evosearch.preflight.check import TOKENS_TITLE, CheckReport, TokenCounts, token_columns
 
 Forecast = Mapping[str, Any]  # of a `CheckReport`
@@ -45,7 +45,7 @@ def show_forecast(console: Console, forecast: Forecast) -> None:
 
 
 def _total(forecast: Forecast) -> str:
-    ends, price = datetime.fromisoformat(forecast["ends"]).strftime("%A %Y-%m-%d %H:%M %Z"), forecast.get("price")
+    ends, price = clock(datetime.fromisoformat(forecast["ends"]).timestamp()), forecast.get("price")
     cost = "" if price is None else f" and costs about {price:,.2f} (workers.price_per_hour)"
     hours = f"about {duration(3600 * forecast['total_hours'])}{cost}"
     return f"the run, including baselines, finalists and test, takes {hours}; started now, it ends by {ends}"

@@ -1,7 +1,6 @@
 """`evosearch cluster up|status|down`: a development cluster on this machine."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from evosearch.cli.console import JSON, console, note, print_json
+from evosearch.durations import clock
 from evosearch.errors import SearchError
 
 if TYPE_CHECKING:
@@ -109,5 +109,5 @@ def _errors() -> Iterator[None]:
 
 
 def _line(part: "PartStatus") -> str:
-    since = time.strftime("since %Y-%m-%d %H:%M:%S", time.localtime(part.since)) if part.since else ""
+    since = f"since {clock(part.since)}" if part.since else ""
     return f"{part.name:<10} {part.address:<24} {since:<26} {part.problem or 'healthy'}"

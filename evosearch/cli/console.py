@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from evosearch.durations import duration
+from evosearch.durations import clock, duration
 from evosearch.errors import ClusterError, InputError
 from evosearch.search import progress
 from evosearch.search.progress import Progress as SearchProgress
@@ -55,6 +55,8 @@ ADDRESS = typer.Option(
 )
 LINE_EVERY_S = 60.0
 JSON_LINE_EVERY_S = 5.0
+STAGE_WIDTH, BAR_WIDTH, NARROW_BAR_WIDTH = 10, 16, 8  # characters of a progress bar
+WIDE = 100  # columns of a terminal that the longer bar needs
 PROXIED = "rich_proxied_file"  # attribute of rich's stand-in for a stream: the stream
 
 
@@ -179,25 +181,35 @@ def watcher(quiet: bool, progress: ProgressAs = ProgressAs.auto) -> "Silent | Ba
     return BarWatcher() if stderr.is_terminal else LineWatcher()
 
 
-def describe(progress: SearchProgress) -> str:
-    """Format `best fitness 0.8120 · 31.5 cand./min · 2 failed · 1 min 40 s left`, omitting unknown values."""
-    parts = []
+def describe(progress: SearchProgress, width: int | None = None) -> str:
+    """Format `best fitness 0.8120 · 31.5 cand./min · 2 failed · 1 min 40 s left`, omitting unknown values.
+
+    Args:
+        progress: The progress.
+        width: Characters that there is room for: the speed, the failures and the best fitness are left out for it.
+    """
+    parts: dict[str, str] = {}
     if progress.best is not None:
-        parts.append(f"best fitness {progress.best:.4f}")
+        parts["best"] = f"best fitness {progress.best:.4f}"
     if progress.per_minute is not None:
-        parts.append(f"{progress.per_minute:.1f} cand./min")
+        parts["speed"] = f"{progress.per_minute:.1f} cand./min"
     if progress.failed:
-        parts.append(f"{progress.failed} failed")
+        parts["failed"] = f"{progress.failed} failed"
     if progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
-    return " · ".join(parts)
+        parts["left"] = f"{duration(progress.seconds_left)} left"
+    for least in ("speed", "failed", "best"):
+        if width is not None and len(" · ".join(parts.values())) > width:
+            parts.pop(least, None)
+    return " · ".join(parts.values())
 
 
 class BarWatcher:
     """Live bar with stage, progress, best fitness, candidates per minute and time left."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.fields[stage]:<10}", markup=False), BarColumn(bar_width=16))
+        self._bar_width = BAR_WIDTH if stderr.width >= WIDE else NARROW_BAR_WIDTH
+        stage = TextColumn(f"{{task.fields[stage]:<{STAGE_WIDTH}}}", markup=False)
+        columns = (stage, BarColumn(bar_width=self._bar_width))
         rest = (TextColumn("{task.completed:.0f}/{task.fields[of]}"), TextColumn("{task.description}", markup=False))
         self._bar = Progress(*columns, *rest, console=stderr, transient=True)
         self._task: TaskID | None = None
@@ -209,11 +221,12 @@ class BarWatcher:
         if self._task is None or progress.stage != self._stage:
             self._begin(progress.stage)
         assert self._task is not None
+        taken = max(STAGE_WIDTH, len(progress.stage)) + self._bar_width + len(f"{progress.done}/{of}") + 3  # with gaps
         self._bar.update(
             self._task,
             completed=progress.done,
             total=progress.total,
-            description=describe(progress),
+            description=describe(progress, stderr.width - taken),
             of=of,
             stage=visible(progress.stage),
         )
@@ -253,8 +266,9 @@ def json_line(content: SearchProgress | str) -> str:
 
 
 def text_line(content: SearchProgress | str) -> str:
-    """Format progress or a note as a line of text."""
-    return content if isinstance(content, str) else progress_text(content)
+    """Format progress or a note as a line of text that begins with the time, for log files."""
+    text = content if isinstance(content, str) else progress_text(content)
+    return f"{clock(time.time())} {text}"
 
 
 class LineWatcher:

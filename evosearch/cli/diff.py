@@ -4,12 +4,15 @@ from pathlib import Path
 
 import typer
 
+from evosearch.cli.completion import files_and_models, models
 from evosearch.cli.console import ALLOW_PICKLE, ALLOW_UNRELATED, JSON, console, print_json, watcher
 
 
 def command(
-    base: str = typer.Argument(help="The base: a folder, a hub id or zoo:name."),
-    model: str = typer.Argument(help="A fine-tune of it: a model, model+adapter, or a recipe (YAML)."),
+    base: str = typer.Argument(help="The base: a folder, a hub id or zoo:name.", autocompletion=models),
+    model: str = typer.Argument(
+        help="A fine-tune of it: a model, model+adapter, or a recipe (YAML).", autocompletion=files_and_models
+    ),
     out: Path = typer.Option(..., "--output", "-o", help="Folder to write; it must not exist, or be empty."),
     allow_pickle: bool = ALLOW_PICKLE,
     allow_unrelated: bool = ALLOW_UNRELATED,

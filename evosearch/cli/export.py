@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from evosearch.cli.completion import searches
 from evosearch.cli.console import ALLOW_PICKLE, JSON, console, note, print_json, watcher
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ class Format(str, Enum):
 
 
 def command(
-    search: str = typer.Argument(help="A search: its name (`name.stage` for a stage), run directory or spec."),
+    search: str = typer.Argument(
+        help="A search: its name (`name.stage` for a stage), run directory or spec.", autocompletion=searches
+    ),
     format: Format = typer.Option(Format.RECIPE, "--format", help="recipe, mergekit, checkpoint or adapter."),
     out: Path = typer.Option(..., "--output", "-o", help="File to write (a folder for a checkpoint or an adapter)."),
     candidate: str | None = typer.Option(None, help="Candidate or baseline to export; the promoted one by default."),

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import typer
 
+from evosearch.cli.completion import searches
 from evosearch.cli.console import JSON, console, print_json
 
 
 def command(
-    search: str = typer.Argument(help="A search: its name (`name.stage` for a stage), run directory or spec."),
+    search: str = typer.Argument(
+        help="A search: its name (`name.stage` for a stage), run directory or spec.", autocompletion=searches
+    ),
     top: int = typer.Option(20, min=1, help="Number of rows to show (--json prints all)."),
     page: Path | None = typer.Option(
         None, help="Also write the Pareto set of a search with several objectives to this HTML file."

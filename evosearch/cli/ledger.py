@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from evosearch.cli.completion import searches
 from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
 if TYPE_CHECKING:
     from evosearch.service.ledger_upkeep import RecoverReport, VerifyReport
 
-SEARCH = typer.Argument(help="A search (name, run directory or spec), or a ledger (URL or SQLite file).")
+SEARCH = typer.Argument(
+    help="A search (name, run directory or spec), or a ledger (URL or SQLite file).", autocompletion=searches
+)
 
 app = typer.Typer(no_args_is_help=True)
 

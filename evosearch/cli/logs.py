@@ -6,7 +6,9 @@ from typing import Any
 
 import typer
 
+from evosearch.cli.completion import searches
 from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, note, print_error, progress_text, required_address
+from evosearch.durations import clock
 from evosearch.search.progress import progress_of, read_line
 from evosearch.visible import visible, without_colors
 
@@ -14,7 +16,7 @@ WITHDRAWN = "{} was withdrawn and will not start"
 
 
 def command(
-    search: str = typer.Argument(help="A search by its name, or a job by its id."),
+    search: str = typer.Argument(help="A search by its name, or a job by its id.", autocompletion=searches),
     follow: bool = typer.Option(
         False, "--follow", "-f", help="Follow the log until the search ends, and exit with its exit code."
     ),
@@ -71,7 +73,7 @@ class Reader:
         found = read_line(line)
         if found is None:
             return line
-        at = time.strftime("%H:%M:%S", time.localtime(found["time"]))
+        at = clock(found["time"])
         if found["evosearch"] == "progress":
             progress = progress_of(found)
             finished = progress.total is not None and progress.done >= progress.total

@@ -21,6 +21,7 @@ from evosearch.cli import (
     diff,
     export,
     import_spec,
+    init,
     leaderboard,
     ledger,
     logs,
@@ -49,10 +50,11 @@ app = typer.Typer(
     name="evosearch",
     help="Search for merge recipes of language models, by evolution or by gradients.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 for command in (
+    init,
     check,
     run,
     submit,

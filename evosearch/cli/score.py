@@ -4,11 +4,14 @@ from pathlib import Path
 
 import typer
 
+from evosearch.cli.completion import files_and_models
 from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
 
 def command(
-    model: str = typer.Argument(help="A model (folder, hub id, zoo:name) or a recipe (YAML)."),
+    model: str = typer.Argument(
+        help="A model (folder, hub id, zoo:name) or a recipe (YAML).", autocompletion=files_and_models
+    ),
     suite: Path = typer.Argument(help="A suite (YAML)."),
     split: str = typer.Option("search", help="search, validation or test. Scoring on test is recorded."),
     items: Path | None = typer.Option(None, help="Write one JSON line per item to this file."),

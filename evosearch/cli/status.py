@@ -18,6 +18,7 @@ def command(
     from evosearch.origins import Secret, name_by_hand
     from evosearch.redaction import hidden
     from evosearch.reporting.status import of_ledger, statuses
+    from evosearch.spec.run_dir import runs_folder
 
     if ledger:
         name_by_hand(Secret.POSTGRES, ledger)
@@ -26,7 +27,10 @@ def command(
     if json:
         print_json([*here, *there])
         return
-    if here or not address:
+    if not here and not address:
+        where = f"in {hidden(ledger)}" if ledger else f"in {runs_folder()}"
+        console.print(f"no searches {where} yet: start one with evosearch run SPEC", highlight=False, soft_wrap=True)
+    elif here or not address:
         console.print(status_table(here, "Searches" if ledger is None else f"Searches in {hidden(ledger)}"))
     if address:
         console.print(status_table(there, f"Searches on {address}"))

@@ -1,12 +1,11 @@
 """Table of `evosearch status`: searches of this machine, of a ledger or of a cluster."""
 
-import time
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from evosearch.cli.tables import make_table
-from evosearch.durations import duration
+from evosearch.durations import clock, duration
 from evosearch.promotion.disclosure import CONTAMINATED
 from evosearch.reporting.columns import Column, fitness_number
 from evosearch.reporting.status import StatusRow
@@ -21,12 +20,12 @@ def status_table(rows: Sequence[StatusRow], title: str = "Searches") -> Table:
         Column[StatusRow]("name", lambda row: row.name, left=True),
         Column("state", _state, left=True),
         Column("done", _done),
-        Column("failed", lambda row: "" if row.failed is None else str(row.failed)),
-        Column("best fitness", _best_fitness),
+        Column("failed", lambda row: "" if row.failed is None else str(row.failed), spare=4),
+        Column("best fitness", _best_fitness, spare=1),
         *(_SPEED if runs else ()),
         Column("promoted", _promoted, left=True),
-        Column("opened", _opened),
-        Column("updated", _updated),
+        Column("opened", _opened, spare=5),
+        Column("updated", _updated, left=True, spare=2),
     ]
     table = make_table(title, columns, rows)
     if any(row.contamination_acknowledged for row in rows):
@@ -35,7 +34,7 @@ def status_table(rows: Sequence[StatusRow], title: str = "Searches") -> Table:
 
 
 _SPEED = (
-    Column[StatusRow]("per minute", lambda row: "" if row.per_minute is None else f"{row.per_minute:.1f}"),
+    Column[StatusRow]("per minute", lambda row: "" if row.per_minute is None else f"{row.per_minute:.1f}", spare=3),
     Column[StatusRow]("left", lambda row: "" if row.seconds_left is None else duration(row.seconds_left)),
 )
 
@@ -66,7 +65,7 @@ def _best_fitness(row: StatusRow) -> str:
 def _promoted(row: StatusRow) -> str:
     """Format the promoted model, or the winner of a stage."""
     found = (row.model or row.promoted) if row.promoted else None
-    found = found or (f"{row.model or row.winner} (of its stage)" if row.winner else "-")
+    found = found or (f"{row.model or row.winner} (stage)" if row.winner else "-")
     return "" if _unreadable(row) else found
 
 
@@ -78,4 +77,4 @@ def _opened(row: StatusRow) -> str:
 def _updated(row: StatusRow) -> str:
     if row.updated is None:
         return row.problem or ""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(row.updated))
+    return clock(row.updated)

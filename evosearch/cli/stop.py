@@ -2,11 +2,12 @@
 
 import typer
 
+from evosearch.cli.completion import searches
 from evosearch.cli.console import ADDRESS, JSON, console, print_json
 
 
 def command(
-    search: str = typer.Argument(help="Name of a search; on a cluster also the id of a job."),
+    search: str = typer.Argument(help="Name of a search; on a cluster also the id of a job.", autocompletion=searches),
     address: str | None = ADDRESS,
     json: bool = JSON,
 ) -> None:

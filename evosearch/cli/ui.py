@@ -4,13 +4,16 @@ from contextlib import suppress
 
 import typer
 
+from evosearch.cli.completion import searches
 from evosearch.cli.console import JSON, note, print_json
 from evosearch.errors import TrackingError
 from evosearch.redaction import hidden
 
 
 def command(
-    search: str = typer.Argument(help="A search: its name (`name.stage` for a stage), run directory or spec."),
+    search: str = typer.Argument(
+        help="A search: its name (`name.stage` for a stage), run directory or spec.", autocompletion=searches
+    ),
     port: int = typer.Option(5000, min=1, max=65535, help="Port on 127.0.0.1."),
     json: bool = JSON,
 ) -> None:

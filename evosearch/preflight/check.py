@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch import documents
+from evosearch.durations import duration
 from evosearch.errors import InputError, SpecError
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
@@ -71,7 +72,7 @@ class CheckReport:
         if tokens := self.forecast.get("tokens"):
             parts.append(html_table(TOKENS_TITLE, token_columns(tokens), list(tokens.items())))
         if total := self.forecast.get("total_hours"):
-            parts.append(html_paragraph(f"The run takes about {total:.2f} hours"))
+            parts.append(html_paragraph(f"The run takes about {duration(3600 * total)}"))
         return "".join(parts)
 
 
@@ -245,6 +246,7 @@ def _check_one(
     prepared = ready.prepared
     if prepared is None:
         return found
+    diagnostics.note(prepared.share_of_baselines)
     for text in power_warnings(prepared.suite, prepared.batches["test"]):
         diagnostics.note(text)
     for text in statements(task_answers(prepared.suite, named_teachers(spec))):

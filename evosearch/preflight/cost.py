@@ -37,6 +37,7 @@ from evosearch.search.sampling import BACKWARD
 from evosearch.search.space.space import SearchSpace
 from evosearch.setup.optimizing import choose_optimizer, divided
 from evosearch.setup.prompt_tokens import SplitTokens, count_in
+from evosearch.setup.sweep import scales_of
 from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import StagedSpec
 
@@ -114,8 +115,10 @@ def _planned(spec: SearchSpec, sizes: Sizes, tokens: Mapping[str, SplitTokens], 
     shape = family_of(config, where).shape(config)
     space = SearchSpace.from_template(spec.template, shape, specs(), spec.where, depths)
     chosen = choose_optimizer(spec, space, harness).config
-    asks = asks_of(chosen, space, divided(spec, chosen, space.dimensions, harness.batch("search")))
-    return cost(spec, sizes, tokens, planned_baselines(spec), asks, answers_of(chosen, asks))
+    full = harness.batch("search")
+    minibatches = divided(spec, chosen, space.dimensions, full)
+    asks, scored = asks_of(chosen, space, minibatches), planned_baselines(spec, scales_of(spec, full, minibatches))
+    return cost(spec, sizes, tokens, scored, asks, answers_of(chosen, asks))
 
 
 def total_cost(stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from evosearch.preflight.asks import Asked, Asks
 from evosearch.promotion.honest import TRAINED_CHECKPOINTS
 from evosearch.promotion.mask_seeds import drawing, may_draw
 from evosearch.promotion.validate import RESCORED, SCALES_TO_VALIDATE
-from evosearch.search.baselines import Baseline, baselines
+from evosearch.search.baselines import SCALES, Baseline, baselines
 from evosearch.spec.spec import SearchSpec
 
 
@@ -87,7 +87,13 @@ def counts_for(spec: SearchSpec, scored: Sequence[Baseline], asked: Asked, answe
     )
 
 
-def planned_baselines(spec: SearchSpec) -> Sequence[Baseline]:
-    """The baselines of a spec, assuming that its models have the same layers."""
+def planned_baselines(spec: SearchSpec, scales: tuple[float, ...] = SCALES) -> Sequence[Baseline]:
+    """The baselines of a spec, assuming that its models have the same layers.
+
+    Args:
+        spec: The spec.
+        scales: Those that fit its budget; `baselines.scales` comes before them.
+    """
     own = spec.baselines
-    return baselines(spec.frame, own.scales, True, own.base_model, own.models)
+    found = scales if own.scales is None else own.scales
+    return baselines(spec.frame, found, True, own.base_model, own.models)

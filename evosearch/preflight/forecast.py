@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from evosearch.durations import duration
 from evosearch.evaluation.types import SPLITS
 from evosearch.preflight.asks import Asked, answers_of, asks_in
 from evosearch.preflight.cost import minibatch_tokens, ranked_tokens
@@ -148,7 +149,7 @@ def forecast_at(
     limit = spec.config.budget.hours
     if done is not None and done.any:
         note(f"{done.candidates} candidates are on record already: time and price are those of the rest")
-        baselines -= done.baselines
+        baselines = max(0, baselines - done.baselines)
         limit = None if limit is None else max(0.0, limit - done.hours)
     if counts is None:
         assert limit is not None
@@ -159,8 +160,11 @@ def forecast_at(
     elif done is not None:
         counts = replace(counts, candidates=max(0, counts.candidates - done.candidates))
     if done is not None:
-        counts = replace(counts, search=counts.search - done.baselines)
+        counts = replace(counts, search=max(baselines, counts.search - done.baselines))
     search, total = hours_of(pace, counts, baselines, limit)
+    if limit is not None and total > limit:
+        after = "it ends the search; pending candidates, finalists, test and export come after it"
+        note(f"budget.hours has {duration(3600 * limit)} left, and the run takes {duration(3600 * total)}: {after}")
     return {
         "seconds_per_candidate": pace.candidate,
         "candidates_per_hour": pace.per_hour,

@@ -33,6 +33,7 @@ from evosearch.preflight.stores import check_ledger, check_tracking_store
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
 from evosearch.search.records import WarmStart
+from evosearch.search.state import SearchState
 from evosearch.setup.executors import cluster_of, worker_count
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import Prepared, prepare_with
@@ -103,8 +104,12 @@ def preflight(
     if prepared is None:
         return ready
     if ledger:
-        ready.warm = diagnostics.attempt(lambda: _warm_start(prepared, watcher))
-        ready.done = diagnostics.attempt(lambda: _done(prepared))
+        started = prepared
+        ready.warm = diagnostics.attempt(lambda: _warm_start(started, watcher))
+        state = diagnostics.attempt(lambda: _recorded(started))
+        if state is not None:
+            ready.done = Done.of(state)
+            prepared = started.resumed(state)
     sizes = sizes or sizes_of(spec, watcher)
     _note_gradients(prepared, workers, diagnostics)
     asks = asks_in(prepared)
@@ -217,8 +222,8 @@ def _warm_start(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     return found_before(prepared, watcher)
 
 
-def _done(prepared: Prepared) -> Done | None:
-    """Work of this search that its ledger records.
+def _recorded(prepared: Prepared) -> SearchState | None:
+    """The recorded state of this search; None if it has not started.
 
     Raises:
         LedgerError: See `refuse_other_search`.
@@ -228,9 +233,8 @@ def _done(prepared: Prepared) -> Done | None:
         return None
     with Ledger.open(spec.run_dir.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
         if spec.stage is not None and spec.stage.winners:  # they may be placeholders here
-            return Done.of(read_search(ledger, spec.run_dir)[1])
-        state = refuse_other_search(ledger, prepared)
-    return Done.of(state) if state is not None else None
+            return read_search(ledger, spec.run_dir)[1]
+        return refuse_other_search(ledger, prepared)
 
 
 def _needs_another(prepared: Prepared) -> bool:

@@ -8,7 +8,7 @@ name wins. If none matches, the next scope is tried.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evosearch.errors import RecipeError
+from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.shapes import Scalar
 
 # A scalar, a gradient (list of scalars), or a list of {"filter": str | None, "value": scalar | gradient}.
@@ -34,7 +34,9 @@ def _parse_conditional(raw: Any, where: str) -> dict[str, Any]:
         raise RecipeError(where, f"got {raw!r}", "Use either numbers only (a gradient) or {filter, value} entries only")
     for key in raw:
         if key not in _KEYS:
-            raise RecipeError(f"{where}.{key}", "unknown key", "Known keys here: filter, value")
+            raise RecipeError(
+                f"{where}.{key}", "unknown key", f"Known keys here: {', '.join(_KEYS)}", did_you_mean(str(key), _KEYS)
+            )
     if "value" not in raw:
         raise RecipeError(f"{where}.value", "missing", next="Add the value for tensors that match the filter")
     pattern = raw.get("filter")

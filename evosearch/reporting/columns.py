@@ -11,11 +11,20 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """One column of a table."""
+    """One column of a table.
+
+    Attributes:
+        heading: Its heading.
+        cell: A row's cell.
+        left: Aligned left and never wrapped, for names and states.
+        spare: 0 for a column that is always shown. Of the others, those with the largest number are left out first
+            where the terminal is too narrow for all, and of equal ones the last.
+    """
 
     heading: str
     cell: Callable[[Row], str]
-    left: bool = False  # aligned left and never wrapped, for names and states
+    left: bool = False
+    spare: int = 0
 
 
 def number(value: float | None, digits: int) -> str:

@@ -12,7 +12,7 @@ from evosearch.checkpoints.references import default_cache, resolve_adapter, spl
 from evosearch.checkpoints.sidecar import files_of
 from evosearch.checkpoints.task_vector_file import is_task_vector
 from evosearch.checkpoints.tokenizers.chat_template import BUILT_IN
-from evosearch.errors import InputError, LedgerError, RecipeError
+from evosearch.errors import InputError, LedgerError, RecipeError, did_you_mean
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter
 from evosearch.materialize.on_disk import WeightDigests, digest_weights, write_checkpoint
 from evosearch.materialize.plan import donor_of
@@ -320,7 +320,10 @@ def _candidate(state: SearchState, name: str | None, run_dir: RunDir) -> str:
     if name in state.baselines and state.kind(name) in NOT_EXPORTED:
         raise LedgerError(f"--candidate {name}", NOT_EXPORTED[state.kind(name)], "Candidates and other baselines")
     if name not in state.recipe_ids:
-        raise LedgerError(f"--candidate {name}", "no such candidate or baseline", "`evosearch leaderboard` lists them")
+        near = did_you_mean(name, state.baselines)
+        raise LedgerError(
+            f"--candidate {name}", "no such candidate or baseline", "`evosearch leaderboard` lists them", near
+        )
     return name
 
 

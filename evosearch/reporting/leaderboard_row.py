@@ -214,7 +214,7 @@ def _task_column(task: str, heading: str) -> Column[LeaderboardRow]:
         score = row.splits["search"].tasks.get(task) if "search" in row.splits else None
         return number(score.value if score else None, 3)
 
-    return Column(heading, cell)
+    return Column(heading, cell, spare=1)
 
 
 def _split_score(row: LeaderboardRow, split: str) -> str:

@@ -87,13 +87,18 @@ def baselines(
         equal = weights(dict.fromkeys(mixed, 1.0 / len(mixed)))
         out.append(Baseline("uniform", "uniform", merge("linear", mixed, 1.0), equal))
     for scale in scales:
-        name = f"scale:{scale:.2f}"
+        name = scale_name(scale)
         if base and mixed and not mismatch:
             recipe = merge("task_arithmetic", mixed, scale)
             out.append(Baseline(name, "scale", recipe, weights(dict.fromkeys(mixed, scale))))
         else:
             out.append(Baseline(name, "scale", None, skipped=mismatch or "task arithmetic needs a base_model"))
     return out
+
+
+def scale_name(scale: float) -> str:
+    """Return the name of the baseline with a scale: `scale:0.60`."""
+    return f"scale:{scale:.2f}"
 
 
 def single(model: str, dtype: str = "float32") -> Recipe:

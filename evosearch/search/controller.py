@@ -256,7 +256,7 @@ class Controller:
         fresh = len(self.state.finished) - self._finished_before
         rate = fresh / elapsed * 60.0 if fresh and elapsed else None
         total = self.budget.total(self._candidates)
-        left = (total - done) / rate * 60.0 if total is not None and rate else None
+        left = max(0, total - done) / rate * 60.0 if total is not None and rate else None
         if self.budget.hours is not None:
             clock = max(0.0, self.budget.hours - hours(self.state)) * 3600.0
             left = clock if left is None else min(left, clock)

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from evosearch.durations import duration
+from evosearch.durations import clock, duration
 from evosearch.preflight.forecast import Done, forecast_at, measured_pace
 from evosearch.search.protocols import Executor
 from evosearch.search.recorder import Recorder
@@ -47,8 +48,10 @@ class Eta:
         pace = measured_pace(prepared, seconds, count or self.executor.slots)
         found = forecast_at(prepared, pace, lambda text: None, Done.of(self.recorder.state))
         rate, hours = found["candidates_per_hour"], found["total_hours"]
+        ends = clock(datetime.fromisoformat(found["ends"]).timestamp())
         price = f", for {found['price']:.2f}" if "price" in found else ""
         watcher.note(
-            f"about {rate:,.0f} candidates per hour with {pace.workers} workers: {duration(3600 * hours)}, until "
-            f"{found['ends']}{price}"
+            f"about {rate:,.0f} candidates per hour with {pace.workers} "
+            f"worker{'s' if pace.workers > 1 else ''}: {duration(3600 * hours)}, "
+            f"until {ends}{price}"
         )

@@ -30,6 +30,7 @@ from evosearch.search.records import WarmStart
 from evosearch.service import phases
 from evosearch.service.eta import Eta
 from evosearch.service.multi_stage import run_stages
+from evosearch.service.overrun import overrun, used_up
 from evosearch.service.placebo_run import PlaceboRun
 from evosearch.service.register import current_champion, register
 from evosearch.service.report_page import log_page
@@ -39,7 +40,15 @@ from evosearch.service.watchers import OnlyPreparing
 from evosearch.setup.executors import make_executor
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.resume_check import refuse_other_search
-from evosearch.setup.trackers import CATCH_UP_S, PATIENCE_S, leaderboard_address, mirroring, registry_of, shown
+from evosearch.setup.trackers import (
+    CATCH_UP_S,
+    PATIENCE_S,
+    invitation,
+    leaderboard_address,
+    mirroring,
+    registry_of,
+    shown,
+)
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.lookup import recorded_names
 from evosearch.spec.recovery import Recovered, read
@@ -143,12 +152,21 @@ def _run_prepared(
         record_ledger(run_dir)
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
+        watcher.note(f"run folder: {run_dir.folder}; {invitation(run_dir)}")
+        if recorder.state.sessions:
+            watcher.note(f"continuing: {already} candidate{'' if already == 1 else 's'} recorded")
+        else:
+            watcher.note(prepared.share_of_baselines)
+        for text in used_up(prepared, recorder.state):
+            watcher.note(text)
         phases_of = partial(_run_recorded, options, prepared, warm, honest or Honest(), recorder, stack)
         exported, mirror = recorded_end(recorder, phases_of)
         mirror.close(CATCH_UP_S, PATIENCE_S)
         if mirror.state == UP_TO_DATE:  # with a store that is down, it would only wait
             log_page(run_dir, ledger, prepared.search_id, watcher=recorder.watcher)
         tracking = UP_TO_DATE if mirror.state == UP_TO_DATE else f"{shown(run_dir)} is {mirror.state}"
+        if longer := overrun(prepared, recorder.state):
+            watcher.note(longer)
         stopped = recorder.state.stopped
         assert stopped is not None
         board = leaderboard_address(run_dir, mirror.leaderboard) if mirror.leaderboard else None

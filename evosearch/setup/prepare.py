@@ -17,7 +17,7 @@ from evosearch.merging.registry import specs
 from evosearch.recipe import checks
 from evosearch.recipe.files import STAGE
 from evosearch.recipe.schema import Recipe
-from evosearch.search.baselines import Baseline, averaged, baselines
+from evosearch.search.baselines import SCALES, Baseline, averaged, baselines, scale_name
 from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.optimizers._automatic import Choice
 from evosearch.search.optimizers.registry import AUTO
@@ -32,6 +32,7 @@ from evosearch.setup.lineage import check_lineage
 from evosearch.setup.models import Models, open_models
 from evosearch.setup.optimizing import choose_optimizer, divided, recorded_choice
 from evosearch.setup.prompt_tokens import SplitTokens
+from evosearch.setup.sweep import scales_of, share_of_baselines
 from evosearch.setup.teachers import check_teachers
 from evosearch.setup.trackers import check_tracking
 from evosearch.setup.unchanged_tensors import without_unchanged
@@ -45,12 +46,13 @@ class Prepared:
 
     Attributes:
         example: The recipe with every search parameter at its start value.
-        baselines: The baselines, including those that do not apply.
+        offered: All baselines, with the longest sweep of scales, including those that do not apply.
         harness: The loaded suite, shared by everything in this process that scores.
         batches: Split → its items.
         tokens: Split → tokens of one candidate.
         fingerprint: Task → key of its lm-eval configuration → digest.
         choice: The optimizer, and why `auto` chose it.
+        recorded: Names of the baselines that the search was started with; empty if it has not started.
     """
 
     spec: SearchSpec
@@ -58,12 +60,13 @@ class Prepared:
     models: Models
     space: SearchSpace
     example: Recipe
-    baselines: tuple[Baseline, ...]
+    offered: tuple[Baseline, ...]
     harness: Harness
     batches: dict[str, ItemBatch]
     tokens: dict[str, SplitTokens]
     fingerprint: dict[str, dict[str, str]]
     choice: Choice
+    recorded: frozenset[str] = frozenset()
 
     @property
     def suite(self) -> Suite:
@@ -86,6 +89,22 @@ class Prepared:
         """Minibatches of the search split; None if candidates are scored on the full split."""
         return divided(self.spec, self.optimizer, self.space.dimensions, self.batches["search"])
 
+    @cached_property
+    def baselines(self) -> tuple[Baseline, ...]:
+        """The baselines, including those that do not apply; of the default scales those that fit the budget.
+
+        A search that has started keeps its own, since the optimizer's start follows from their scores.
+        """
+        kept = self.recorded or {
+            scale_name(scale) for scale in scales_of(self.spec, self.batches["search"], self.minibatches)
+        }
+        return tuple(one for one in self.offered if one.kind != "scale" or one.name in kept)
+
+    @property
+    def share_of_baselines(self) -> str:
+        """A sentence on the baselines' part of the search."""
+        return share_of_baselines(self.spec, self.baselines, self.batches["search"], self.minibatches)
+
     @property
     def steps(self) -> GradientSteps | None:
         """The minibatches of an optimizer that asks for gradients; None for any other."""
@@ -97,9 +116,9 @@ class Prepared:
         return self.batches if self.steps is None else self.batches | {"search": self.steps.ranked}
 
     def resumed(self, state: SearchState | None) -> Self:
-        """Return the same search with the optimizer that its record says `auto` chose."""
-        recorded = recorded_choice(self.spec.config.optimizer, state.optimizer if state else None)
-        return self if recorded is None else replace(self, choice=recorded)
+        """Return the same search with the baselines and the optimizer (chosen by `auto`) of its record."""
+        choice = recorded_choice(self.spec.config.optimizer, state.optimizer if state else None)
+        return replace(self, choice=choice or self.choice, recorded=frozenset(state.baselines if state else ()))
 
 
 def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False, harness: Harness | None = None) -> Prepared:
@@ -240,7 +259,8 @@ def _baselines(spec: SearchSpec, models: Models) -> list[Baseline]:
     """
     base, mixed, recipe = spec.baselines.base_model, spec.baselines.models, models.recipe
     averaged_models = (*filter(None, [base or recipe.base_model]), *averaged(recipe, base, mixed))
-    made = baselines(recipe, spec.baselines.scales, models.alike(averaged_models), base, mixed)
+    scales = SCALES if spec.baselines.scales is None else spec.baselines.scales
+    made = baselines(recipe, scales, models.alike(averaged_models), base, mixed)
     found = [_of_stage(baseline, spec) for baseline in made] + _warm_baselines(spec)
     for baseline in found:
         if baseline.recipe is not None and set(baseline.recipe.references()) & set(models.also):

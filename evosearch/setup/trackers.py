@@ -97,6 +97,15 @@ def shown(run_dir: RunDir) -> str:
     return f"MLflow at {hidden(run_dir.tracking)}"
 
 
+def invitation(run_dir: RunDir) -> str:
+    """Where to look at a search: its file of JSON lines, its MLflow server, or the command that starts one."""
+    if run_dir.tracking.startswith(JSON_LINES):
+        return f"its events: {jsonl_file(run_dir)}"
+    if run_dir.tracking.startswith("http"):
+        return f"see it in MLflow: {hidden(run_dir.tracking)}"
+    return f"see it in MLflow: evosearch ui {run_dir.name}"
+
+
 def registry_of(run_dir: RunDir) -> Registry | None:
     """The registry of the tracking store; None for JSON lines."""
     return None if run_dir.tracking.startswith(JSON_LINES) else Registry(run_dir.tracking)

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 from evosearch.documents import Document
 from evosearch.errors import SpecError
 from evosearch.recipe.schema import MAX_MODELS
-from evosearch.search.baselines import SCALES
 from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.spec.credentials import Url
 from evosearch.spec.own_names import free_name
@@ -120,8 +119,9 @@ class TrackingConfig(Document):
 class BaselinesConfig(Document):
     """Models that the winner must beat, in addition to those that follow from the recipe."""
 
-    scales: Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(max_length=100)] = SCALES
-    """Scales of the task-arithmetic scale sweep."""
+    scales: Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(max_length=100)] | None = None
+    """Scales of the task-arithmetic scale sweep. Default: ten from 0.2 to 1.2; five or three of them if ten would take
+    more than a third of the item evaluations that the budget allows for candidates."""
     base_model: Text | None = None
     """Base of the baselines where the recipe has none."""
     models: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_MODELS)] | None = None
@@ -135,9 +135,9 @@ class BaselinesConfig(Document):
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
-        named = [f"{scale:.2f}" for scale in self.scales]
+        named = [f"{scale:.2f}" for scale in self.scales or ()]
         if len(set(named)) < len(named):
-            raise ValueError(f"two scales round to the same two decimals, which name them: {list(self.scales)}")
+            raise ValueError(f"two scales round to the same two decimals, which name them: {list(self.scales or ())}")
         return self
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from evosearch import documents
-from evosearch.errors import LedgerError, SpecError
+from evosearch.errors import LedgerError, SpecError, did_you_mean
 from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.kinds import Kind, kind_of
@@ -130,5 +130,7 @@ def _from_spec(path: Path) -> RunDir:
 
 
 def _not_found(search: str) -> NoReturn:
-    allowed = f"Searches in {runs_folder()}: {', '.join(found.name for found in recorded_run_dirs()) or 'none'}"
-    raise LedgerError(search, "no such search", allowed, "Check the name, or give the spec file")
+    known = [found.name for found in recorded_run_dirs()]
+    allowed = f"Searches in {runs_folder()}: {', '.join(known) or 'none'}"
+    near = did_you_mean(search, known) or "Check the name, or give the spec file"
+    raise LedgerError(search, "no such search", allowed, near)

@@ -80,6 +80,65 @@ def test_configs_show_bad_ranges(hole: dict[str, Any], message: str, world: Worl
     assert all(message in f"{problem.where}: {problem.what}" for problem in found)
 
 
+def sliced(*ranges: tuple[int, int], weight: Any = 0.5) -> dict[str, Any]:
+    def source(model: str, layers: tuple[int, int]) -> dict[str, Any]:
+        return {"model": model, "layer_range": list(layers), "parameters": {"weight": weight}}
+
+    slices = [{"sources": [source(f"./expert{i}", layers) for i in (1, 2)]} for layers in ranges]
+    return {"merge_method": "linear", "slices": slices}
+
+
+def test_configs_show_reversed_and_empty_layer_ranges(world: World) -> None:
+    hole = {"low": 0.0, "high": 1.0}
+    recipe = sliced((0, 1), (2, 1), (2, 2), weight=hole)
+    found = from_configs(changed(world(), lambda data: data.update(recipe=recipe))).problems
+    assert [problem.where.partition("slices")[2] for problem in found] == [
+        f"[{index}].sources[{source}]" for index in (1, 2) for source in (0, 1)
+    ]
+    assert all("is empty: it starts at the first and ends before the second number" in one.what for one in found)
+    assert all(problem.line for problem in found)
+
+
+@pytest.mark.parametrize(("groups", "ok"), [(4, True), (5, False)])
+def test_configs_show_more_groups_than_a_stack_has_layers(groups: int, ok: bool, world: World) -> None:
+    """Four layers of models with three."""
+    hole = {"low": 0.0, "high": 1.0, "per": "group", "groups": groups}
+    recipe = sliced((0, 3), (2, 3)) | {"parameters": {"weight": hole}}
+    for part in recipe["slices"]:
+        for source in part["sources"]:
+            del source["parameters"]
+    found = from_configs(changed(world(), lambda data: data.update(recipe=recipe)))
+    assert found.ok is ok, found.problems
+    if not ok:
+        (problem,) = found.problems
+        assert (problem.where.rpartition(": ")[2], problem.what) == ("recipe.parameters.weight.groups", "got 5")
+        assert problem.allowed == "At most 4, the number of layers"
+
+
+def test_configs_show_the_optimizer_and_the_baselines_share(world: World) -> None:
+    spec = changed(world(), lambda data: [data.pop(key) for key in ("optimizer", "baselines")] and None)
+    notes = from_configs(spec).notes
+    assert any(text.startswith("optimizer: gradient, because every searched number has a derivative") for text in notes)
+    assert any("baselines come first: " in text and "% of all with the candidates'" in text for text in notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "near"),
+    [
+        (lambda data: data["recipe"]["models"][0]["parameters"]["weight"].update(per="tenser"), "tensor"),
+        (lambda data: data["optimizer"].update(start="best_baslines"), "best_baseline"),
+        (lambda data: data["workers"].update(executor="lokal"), "local"),
+        (lambda data: data["recipe"].update(merge_method="task_aritmetic"), "task_arithmetic"),
+        (lambda data: data["recipe"].update(parameters={"normalise": True}), "normalize"),
+        (lambda data: data["optimizer"].update(name="cma-es"), "cma_es"),
+        (lambda data: data.update(objectives=["fitnes", "choice"]), "fitness"),
+    ],
+)
+def test_the_nearest_allowed_word_is_named(change: Callable[[dict[str, Any]], None], near: str, world: World) -> None:
+    found = from_configs(changed(world(), change)).problems
+    assert f"Did you mean '{near}'?" in [problem.next for problem in found]
+
+
 def test_the_line_is_printed_and_in_the_json(world: World, evosearch: Evosearch) -> None:
     spec = changed(world(), lambda data: data.update(nmae="x"))
     number = next(i for i, line in enumerate(spec.read_text().splitlines(), start=1) if line.startswith("nmae"))

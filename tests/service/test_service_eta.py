@@ -37,14 +37,14 @@ def test_a_run_prints_its_eta_and_price_once(world: World, parts: int | None) ->
     assert len(told) == 1
     stage, text = told[0]
     assert stage == "baselines"
-    found = re.fullmatch(r"about ([\d,]+) candidates per hour with 1 workers: (.+), until (\S+), for (.+)", text)
+    found = re.fullmatch(r"about ([\d,]+) candidates per hour with 1 worker: (.+), until (\S+ \S+), for (.+)", text)
     assert found
     assert re.fullmatch(r"(\d+ h )?(\d+ min)?( ?[\d.]+ s)?", found[2]), "no 0.0 hours"
     rate, price = float(found[1].replace(",", "")), float(found[4])
     assert rate > 0
     assert price >= 18 * 3600.0 / rate * 0.99, "eighteen candidates, and what comes before and after them"
     assert (
-        datetime.fromisoformat(found[3]) - began
+        datetime.fromisoformat(found[3]).astimezone() - began
     ).total_seconds() >= price - 1.0  # an hour costs as many as it has seconds
 
 

@@ -132,7 +132,10 @@ def _recipe(genome: _Genome, where: str, around: Surroundings, changes: list[str
     else:
         recipe = _merge(genome, models, groups, where, around, changes)
     changes.append("int8_mask: left out, it only saves memory there")
-    recipe["dtype"] = "bfloat16"  # as there
+    changes.append("dtype: computed in float32 and rounded to bfloat16 once; there, every step is rounded to bfloat16")
+    recipe |= {"dtype": "float32", "out_dtype": "bfloat16"}
+    if genome.smooth and groups > 1:
+        changes.append("smooth: final norm and head have the last layer's number; there, the first layer's")
     if genome.tokenizer_source is not None:
         recipe["tokenizer_source"] = genome.tokenizer_source
     return recipe
