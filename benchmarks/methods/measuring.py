@@ -15,10 +15,12 @@ from evosearch.recipe.shapes import MethodSpec
 from .sweep import Setting, allowed, sweep
 from .worlds import World
 
+SAMPLE = "all tasks' prompts, in turn"  # what `World.sample` is
+
 
 def digest(spec: MethodSpec, documents: Mapping[str, int], count: int) -> str:
     """Eight digits of the settings that are measured and the numbers of documents."""
-    data = [sweep(spec, count), sorted(documents.items())]
+    data = [sweep(spec, count), sorted(documents.items()), *([SAMPLE] if spec.statistic else [])]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -116,7 +116,8 @@ class World:
         length = max_length_of(settings(donor.config, str(donor.folder / CONFIG)), tokenizer)
         sets = self.harness.batch("search").sets
         tasks = [self.harness.prompts(own.task, "search", len(own), tokenizer, length) for own in sets]
-        texts = [tokenizer.decode(prompt) for prompts in zip(*tasks, strict=True) for prompt in prompts]
+        in_turn = [prompt for prompts in zip(*tasks, strict=True) for prompt in prompts]
+        texts = tokenizer.batch_decode(in_turn, skip_special_tokens=True)  # which are added when the sample is read
         self._texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
     def card(self, recipe: Recipe, split: str) -> ScoreCard:

@@ -34,13 +34,12 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     with one_thread():
         system = _System.of(parents, p, weights)
         for rows in _parts(len(first)):
-            toward = system.solve(
-                grad[rows].to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-            )  # dL/dW A⁻¹
+            slope = grad[rows].to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+            toward = system.solve(slope)  # dL/dW A⁻¹
             merged = system.solve(system.right(rows))  # W − W₁
             for i, found in enumerate(parts):
-                slope = system.product(i, system.move(i, rows).sub_(merged))  # (Wᵢ − W)Ĝᵢ
-                found.append(total(lambda _, pair: pair[0] * pair[1], (toward, slope), torch.float64))
+                away = system.product(i, system.move(i, rows).sub_(merged))  # (Wᵢ − W)Ĝᵢ
+                found.append(total(lambda _, pair: pair[0] * pair[1], (toward, away), torch.float64))
     return {"weight": tuple(map(math.fsum, parts))}
 
 
@@ -140,8 +139,8 @@ class _System:
     def solve(self, right: Tensor) -> Tensor:
         """Return X (rows, in) with X A = right, which it overwrites."""
         half = torch.linalg.solve_triangular(self.root.mT, right, upper=True, left=False, out=right)
-        solved: Tensor = torch.linalg.solve_triangular(self.root, half, upper=False, left=False, out=half)
-        return solved
+        found: Tensor = torch.linalg.solve_triangular(self.root, half, upper=False, left=False, out=half)
+        return found
 
 
 def _parts(count: int) -> Iterator[slice]:
