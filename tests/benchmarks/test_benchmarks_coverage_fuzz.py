@@ -43,11 +43,17 @@ def test_readers_accept_their_first_inputs_and_refuse_damage(
 
 
 def test_a_crash_is_a_finding_with_its_input(tmp_path: Path) -> None:
-    (tmp_path / "artifact-timeout-abc").write_bytes(b"{{ x }}\xff")
-    said = "ALARM: working on the last Unit for 11 seconds\nSUMMARY: libFuzzer: timeout\n"
-    assert dict(_crashes(tmp_path, 70, said)) == {
-        "timeout: ALARM: working on the last Unit for 11 seconds": "{{ x }}\\xff"
-    }
+    (tmp_path / "artifact-crash-abc").write_bytes(b"{{ x }}\xff")
+    said = "ERROR: libFuzzer: deadly signal\nSUMMARY: libFuzzer: deadly signal\n"
+    assert dict(_crashes("group_by", tmp_path, 77, said)) == {"crash: ERROR: libFuzzer: deadly signal": "{{ x }}\\xff"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_is_slow_by_processor_time_only(tmp_path: Path) -> None:
+    """The process may have been suspended."""
+    (tmp_path / "artifact-timeout-abc").write_bytes(b"{{ question }}")
+    said = "ALARM: working on the last Unit for 689 seconds\nSUMMARY: libFuzzer: timeout\n"
+    assert dict(_crashes("group_by", tmp_path, 70, said)) == {}
     assert not list(tmp_path.iterdir())
 
 

@@ -1,13 +1,15 @@
 """The scripts of docker/: secrets are random, private and never overwritten."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import yaml
 
 DOCKER = Path(__file__).parents[2] / "docker"
 PYTHON, POSTGRES = "python:3.11-slim-bookworm", "postgres:17-bookworm"
-SHELL = ("make-env", "pin-images", "with-secrets", "k8s/make-secrets", "k8s/make-api-policy")
+SHELL = ("make-env", "with-secrets", "k8s/make-secrets", "k8s/make-api-policy")
 
 
 def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -152,46 +154,161 @@ def test_mlflow_accounts_names_an_unset_variable() -> None:
 # --- pin-images ---
 
 
+class Registry:
+    """A registry of images with anonymous tokens, by the distribution API.
+
+    Attributes:
+        manifests: Name and tag → manifest.
+        said: Digest that HEAD states instead of the right one.
+        asked: Requests.
+    """
+
+    def __init__(self) -> None:
+        self.manifests: dict[tuple[str, str], bytes] = {}
+        self.said: str | None = None
+        self.asked: list[str] = []
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self._answer()
+
+            def do_GET(self) -> None:
+                if self.path.startswith("/token?"):
+                    registry.asked.append(f"token {self.path.partition('?')[2]}")
+                    return self._send(200, b'{"token": "t0ken"}')
+                return self._answer()
+
+            def log_message(self, *args: Any) -> None: ...
+
+            def _answer(self) -> None:
+                _, _, name, reference = re.fullmatch(r"/(v2)/((.+)/manifests/(.+))", self.path).groups()  # type: ignore[union-attr]
+                if self.headers["Authorization"] != "Bearer t0ken":
+                    scope = f'realm="{registry.url}/token",service="registry",scope="repository:{name}:pull"'
+                    return self._send(401, b"", {"WWW-Authenticate": f"Bearer {scope}"})
+                assert "application/vnd.oci.image.index.v1+json" in self.headers["Accept"]
+                registry.asked.append(f"{self.command} {name} {reference}")
+                found = {tag: data for (image, tag), data in registry.manifests.items() if image == name}
+                found |= {digest(data): data for data in found.values()}
+                found |= {registry.said: next(iter(found.values()), b"")} if registry.said else {}
+                if reference not in found:
+                    return self._send(404, b"")
+                data = found[reference]
+                return self._send(200, data, {"Docker-Content-Digest": registry.said or digest(data)})
+
+            def _send(self, code: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+                self.send_response(code)
+                for key, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(data)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
 @pytest.fixture
-def docker(tmp_path: Path) -> Path:
-    """A copy of pin-images, and a fake docker that knows two images."""
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "docker"
-    program.write_text("""#!/bin/sh
-[ "$1 $2 $3 $5 $6" = "buildx imagetools inspect --format {{.Manifest.Digest}}" ] || exit 3
-case "$4" in
-  python:3.11-slim-bookworm) printf 'sha256:%064d\\n' 1 ;;
-  postgres:17-bookworm) printf 'sha256:%064d\\n' 2 ;;
-  *) exit 3 ;;
-esac
-""")
-    program.chmod(0o755)
-    shutil.copy(DOCKER / "pin-images", tmp_path)
-    return tmp_path
+def registry() -> Iterator[Registry]:
+    """A registry with the two base images."""
+    made = Registry()
+    made.manifests = {("library/python", PYTHON.split(":")[1]): b"{1}", ("library/postgres", "17-bookworm"): b"{2}"}
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
 
 
-def test_pin_images_writes_digests_that_compose_uses(docker: Path, compose: Callable[..., dict[str, Any]]) -> None:
-    made = run(docker / "pin-images", PATH=f"{docker}/bin:{os.environ['PATH']}")
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of docker/ without digests."""
+    shutil.copytree(DOCKER, tmp_path / "docker")
+    for file in (tmp_path / "docker").rglob("*"):
+        if file.is_file() and (file.name == "Dockerfile" or file.suffix == ".yaml"):
+            file.write_text(re.sub(r"@sha256:[0-9a-f]{64}", "", file.read_text()))
+    return tmp_path / "docker"
+
+
+def pin(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, folder / "pin-images", *options)
+
+
+def test_every_image_of_others_has_a_digest() -> None:
+    checked = pin(DOCKER, "--check")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    text = "".join((DOCKER / name).read_text() for name in ("Dockerfile", "compose.yaml", "k8s/postgres.yaml"))
+    found = set(re.findall(r"\b(?:python|postgres):[\w.-]+-bookworm(?:@sha256:[0-9a-f]{64})?", text))
+    assert {image.partition("@")[0] for image in found} == {PYTHON, POSTGRES}
+    assert len(found) == 2, "the same digest in all files"
+
+
+def test_images_without_a_digest_are_named(copied: Path) -> None:
+    checked = pin(copied, "--check")
+    assert checked.returncode == 1
+    named = [line.partition(" has no digest. Run docker/pin-images") for line in checked.stderr.splitlines()]
+    places = [re.sub(r":\d+:", "", text) for text, said, _ in named if said]
+    assert places == [
+        f"Dockerfile {PYTHON}",
+        f"compose.yaml {PYTHON}",
+        f"compose.yaml {POSTGRES}",
+        f"k8s/postgres.yaml {POSTGRES}",
+    ]
+
+
+def test_pin_images_writes_the_registrys_digests(copied: Path, registry: Registry) -> None:
+    before = {file: file.read_text() for file in copied.rglob("*") if file.is_file() and file.suffix == ".yaml"}
+    mode = (copied / "compose.yaml").stat().st_mode
+    made = pin(copied, "--registry", registry.url)
     assert made.returncode == 0, made.stderr
-    found = values(docker / "images.env")
-    python, postgres = (f"{name}@sha256:{n:064d}" for n, name in enumerate((PYTHON, POSTGRES), 1))
-    assert found == {"PYTHON_IMAGE": python, "POSTGRES_IMAGE": postgres}
-    services = compose(**found)["services"]
-    assert services["postgres"]["image"] == postgres
-    built = {name: service["build"]["args"] for name, service in services.items() if "build" in service}
-    assert set(built) == {"mlflow", "head", "worker", "worker-gpu"}
-    assert all(args == {"PYTHON_IMAGE": python} for args in built.values())
-    assert compose()["services"]["postgres"]["image"] == POSTGRES, "by tag without it"
+    python, postgres = f"{PYTHON}@{digest(b'{1}')}", f"{POSTGRES}@{digest(b'{2}')}"
+    assert made.stdout.splitlines() == [postgres, python]
+    assert f"ARG PYTHON_IMAGE={python}\n" in (copied / "Dockerfile").read_text()
+    assert f"${{POSTGRES_IMAGE:-{postgres}}}" in (copied / "compose.yaml").read_text()
+    assert f"image: {postgres}\n" in (copied / "k8s" / "postgres.yaml").read_text()
+    assert pin(copied, "--check").returncode == 0
+    changed = {file for file, text in before.items() if file.read_text() != text}
+    assert changed == {copied / "compose.yaml", copied / "k8s" / "postgres.yaml"}, "own images stay as they are"
+    assert (copied / "compose.yaml").stat().st_mode == mode
+    scopes = [line for line in registry.asked if line.startswith("token ")]
+    assert scopes == [
+        f"token service=registry&scope=repository%3Alibrary%2F{name}%3Apull" for name in ("postgres", "python")
+    ]
 
 
-@pytest.mark.parametrize("answer", ["echo latest", "exit 1", "printf 'sha256:%064d' 1; exit 1", ":"])
-def test_pin_images_keeps_its_file_if_a_digest_is_missing(docker: Path, answer: str) -> None:
-    (docker / "images.env").write_text("old")
-    fake = docker / "bin" / "docker"
-    fake.write_text(fake.read_text().replace("printf 'sha256:%064d\\n' 2", answer))
-    failed = run(docker / "pin-images", PATH=f"{docker}/bin:{os.environ['PATH']}")
+def test_pin_images_follows_a_tag_that_has_moved(copied: Path, registry: Registry) -> None:
+    pin(copied, "--registry", registry.url)
+    registry.manifests["library/postgres", "17-bookworm"] = b"{3}"
+    assert pin(copied, "--registry", registry.url).returncode == 0
+    text = (copied / "compose.yaml").read_text()
+    assert f"{POSTGRES}@{digest(b'{3}')}" in text
+    assert digest(b"{2}") not in text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda registry: registry.manifests.popitem(), r"404 Not Found\. Does postgres:17-bookworm exist\?"),
+        (lambda registry: setattr(registry, "said", "latest"), r"gave no digest for postgres:17-bookworm: 'latest'"),
+        (
+            lambda registry: setattr(registry, "said", f"sha256:{1:064d}"),
+            r"gave another manifest of postgres:17-bookworm",
+        ),
+        (lambda registry: setattr(registry, "url", "http://127.0.0.1:1"), r"cannot be asked for postgres:17-bookworm"),
+    ],
+)
+def test_pin_images_changes_nothing_without_a_valid_digest(
+    copied: Path, registry: Registry, spoil: Callable[[Registry], object], said: str
+) -> None:
+    before = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
+    spoil(registry)
+    failed = pin(copied, "--registry", registry.url)
     assert failed.returncode == 2
-    assert (docker / "images.env").read_text() == "old"
+    assert re.search(rf"^pin-images: .*{said}", failed.stderr), failed.stderr
+    assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == before
 
 
 # --- make-secrets ---
