@@ -383,6 +383,7 @@ def test_a_search_that_has_not_ended_has_a_page(until: str, world: World, tmp_pa
         page = page_of(Part(), info.search_id)  # type: ignore[arg-type]
         facts = Facts.read(Part(), info.search_id)  # type: ignore[arg-type]
         found = {section.key: text_of(section) for section in sections(facts, NOT_OPENED)}
+        assert bool(leads(facts)[0]) == (until != "asked")
     assert [attributes["id"] for attributes in Page(page).named("section")] == KEYS
     if until == "asked":
         assert "No candidate of short has a score yet" in found["verdict"]
@@ -391,4 +392,3 @@ def test_a_search_that_has_not_ended_has_a_page(until: str, world: World, tmp_pa
     else:
         assert "The search has not ended: in the lead is candidate" in found["verdict"] or until == "gated"
         assert f"the {facts.split} split" in found["lead"]
-    assert leads(facts)[0] or until == "asked"
