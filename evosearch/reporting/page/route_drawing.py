@@ -1,5 +1,7 @@
 """A candidate's route through the layers of its models, drawn."""
 
+from typing import Any
+
 from evosearch.reporting.page.contents import Chart, Section, Text, plain_table
 from evosearch.reporting.page.facts import Facts
 from evosearch.reporting.page.figures import COLORS, GREY, SYMBOLS, axis, label, layout
@@ -13,7 +15,7 @@ def route(facts: Facts) -> Section:
     if routing is None:
         return Section("route", TITLE, (Text("Left out: the recipe merges weights and has no route."),))
     hops = routing.hops
-    path: dict[str, object] = {
+    path: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines",
         "x": list(range(len(hops))),
@@ -24,7 +26,7 @@ def route(facts: Facts) -> Section:
     for index, model in enumerate(dict.fromkeys(hop.model for hop in hops)):
         own = [(at, hop) for at, hop in enumerate(hops) if hop.model == model]
         marker = {"size": 11, "color": COLORS[index % len(COLORS)], "symbol": SYMBOLS[index % len(SYMBOLS)]}
-        trace: dict[str, object] = {"x": [at for at, _ in own], "y": [hop.layer for _, hop in own], "marker": marker}
+        trace: dict[str, Any] = {"x": [at for at, _ in own], "y": [hop.layer for _, hop in own], "marker": marker}
         trace |= {"text": [f"× {hop.scale:.3g}" for _, hop in own], "name": label(facts.short(model))}
         hover = "hop %{x}: layer %{y} %{text}<extra></extra>"
         traces.append({"type": "scatter", "mode": "markers", "hovertemplate": hover, **trace})

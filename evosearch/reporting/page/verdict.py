@@ -8,7 +8,7 @@ from evosearch.promotion.gate import Comparison, GateDecision
 from evosearch.reporting.agreement import agreement_texts
 from evosearch.reporting.answers_read import answers_read
 from evosearch.reporting.columns import fitness_number
-from evosearch.reporting.page.contents import Bullets, Section, Text
+from evosearch.reporting.page.contents import Block, Bullets, Section, Text
 from evosearch.reporting.page.facts import Facts
 from evosearch.reporting.page.figures import capital
 from evosearch.reporting.report import candidate_counts
@@ -26,9 +26,9 @@ def verdict(facts: Facts) -> Section:
     if facts.board.contamination_acknowledged:
         texts.append(CONTAMINATED)
     texts += [*map(capital, agreement_texts(facts.board.rank_correlation)), *answers_read(facts.state)]
-    told = (Bullets(tuple(texts)),) if texts else ()
-    blocks = (Text(_sentence(facts)), Text(_work(facts)), *told)
-    return Section("verdict", "Verdict", blocks)
+    blocks: list[Block] = [Text(_sentence(facts)), Text(_work(facts))]
+    blocks += [Bullets(tuple(texts))] if texts else []
+    return Section("verdict", "Verdict", tuple(blocks))
 
 
 def _sentence(facts: Facts) -> str:
