@@ -32,6 +32,7 @@ from evosearch.service.eta import Eta
 from evosearch.service.multi_stage import run_stages
 from evosearch.service.placebo_run import PlaceboRun
 from evosearch.service.register import current_champion, register
+from evosearch.service.score_tables import write_score_tables
 from evosearch.service.shutdown import recorded_end
 from evosearch.service.teaching import teaching
 from evosearch.service.watchers import OnlyPreparing
@@ -145,6 +146,8 @@ def _run_prepared(
         phases_of = partial(_run_recorded, options, prepared, warm, honest or Honest(), recorder, stack)
         exported, mirror = recorded_end(recorder, phases_of)
         mirror.close(CATCH_UP_S, PATIENCE_S)
+        if mirror.state == UP_TO_DATE:
+            write_score_tables(prepared, recorder)
         tracking = UP_TO_DATE if mirror.state == UP_TO_DATE else f"{shown(run_dir)} is {mirror.state}"
         stopped = recorder.state.stopped
         assert stopped is not None
