@@ -1,7 +1,8 @@
 """Soak test: a search with many cheap candidates on a cluster, while workers and nodes are killed.
 
     .venv/bin/python -m benchmarks.soak [--candidates 2000] [--every 50] [--seconds 0.2] [--seed 0] [--folder DIR]
-    .venv/bin/python -m benchmarks.soak --tracking sqlite|http [--candidates 10000] [--seconds 0.2] [--folder DIR]
+    .venv/bin/python -m benchmarks.soak --tracking sqlite|http [--restart] [--candidates 10000] [--seconds 0.2]
+        [--folder DIR]
 
 Runs on a development cluster: PostgreSQL for the ledger, an MLflow server with accounts, a Ray head and three nodes
 with two workers each. Controller, ledger, pool and mirror are real; the workers are light: they sleep and compute a
@@ -11,7 +12,8 @@ document and a table. Exit code 1 if a candidate was lost or duplicated or diffe
 by more than 16 KiB per candidate. Needs `./scripts/setup server` and PostgreSQL.
 
 With `--tracking`, nothing is killed and no cluster is needed: six light workers in this process score 10,000
-candidates, with MLflow in a SQLite file or behind a server. Prints how far the mirror is behind at the end, and what a
+candidates, with MLflow in a SQLite file or behind a server, which `--restart` kills in the middle of the search and
+starts again 10 s later. Prints how far the mirror is behind at the end, and what a
 candidate takes on the disk. Exit code 1 if the mirror needs more than 60 s, or a candidate has no run or an artifact
 folder.
 """
@@ -195,7 +197,7 @@ def say(text: str) -> None:
 
 def _night(options: argparse.Namespace, folder: Path) -> int:
     try:
-        found = night.Night(options.candidates, options.seconds, options.tracking, folder).run()
+        found = night.Night(options.candidates, options.seconds, options.tracking, folder, options.restart).run()
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -207,6 +209,7 @@ def main() -> int:
     """Run the soak test; return 1 if it found a problem."""
     parser = argparse.ArgumentParser("python -m benchmarks.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tracking", choices=("sqlite", "http"), help="measure only the mirror, in such a store")
+    parser.add_argument("--restart", action="store_true", help="with --tracking http: kill the server in the middle")
     parser.add_argument("--candidates", type=int, help="default 2000, with --tracking 10000")
     parser.add_argument("--every", type=int, help="mean number of scored candidates between kills, default 50")
     parser.add_argument(
@@ -217,6 +220,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.tracking and (options.every is not None or options.seed is not None):
         parser.error("--every and --seed: with --tracking, nothing is killed")
+    if options.restart and options.tracking != "http":
+        parser.error("--restart: only with --tracking http, which has a server")
     options.candidates = options.candidates or (10_000 if options.tracking else 2000)
     options.every, options.seed = options.every or 50, options.seed or 0
     folder = options.folder or Path(tempfile.mkdtemp(prefix="evosearch-soak-"))

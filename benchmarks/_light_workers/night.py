@@ -7,9 +7,10 @@ server in front of one, as `evosearch ui` starts it.
 import os
 import signal
 import subprocess
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ from evosearch.tracking.ui import ui_command, ui_environment
 SLOTS = 6  # jobs at a time
 LAG_S = 60.0  # largest lag at the end
 PATIENCE_S = 3600.0  # for the mirror and the start of the server
+AWAY_S = 10.0  # until a killed server is started again
 BLOCK = 512  # unit of `st_blocks`
 
 
@@ -48,20 +50,22 @@ class Night:
         seconds: Duration of a job.
         store: `sqlite` or `http`.
         folder: Folder for ledger and store.
+        restart: Kill the server in the middle of the search, and start it again after some seconds.
     """
 
     candidates: int
     seconds: float
     store: str
     folder: Path
+    restart: bool = False
 
     def run(self) -> dict[str, Any]:
         """Run the search, wait for the mirror, and return the figures."""
         local = default_uri(self.folder)
         connect(local)  # creates the tables, which takes seconds
         empty = taken(self.folder / "mlflow.db")[0]
-        with _server(local, self.folder / "server.log") if self.store == "http" else _no_server(local) as uri:
-            found = self._search(uri)
+        with _served(self, local) as (uri, server):
+            found = self._search(uri, server if self.restart else None)
             missing = len(self._recorded() - run_ids(uri, SEARCH).keys())
         ledger = [taken(path) for path in self.folder.glob("ledger.db*")]
         artifacts = taken(self.folder / ARTIFACTS)
@@ -80,7 +84,7 @@ class Night:
         events = read(f"sqlite:///{self.folder / 'ledger.db'}", SEARCH)
         return {str(payload["candidate"]) for payload in of_type(events, "asked", "baseline")}
 
-    def _search(self, uri: str) -> dict[str, Any]:
+    def _search(self, uri: str, restarted: "Server | None") -> dict[str, Any]:
         url, world = f"sqlite:///{self.folder / 'ledger.db'}", World(models=2, layers=4, items=20)
         reader = partial(Ledger.open, url, read_only=True)
         began = time.monotonic()
@@ -89,7 +93,8 @@ class Night:
             mirror = MlflowMirror(uri, SEARCH, reader, SEARCH, SEARCH, say)
             recorder, config = Recorder(ledger, SEARCH, [mirror]), OptimizerConfig.model_validate(OPTIMIZER)
             executor = LightExecutor(world, self.seconds, SLOTS)
-            reason = run_search(recorder, SEARCH, world, executor, config, Budget(self.candidates))
+            with _restarting(restarted, lambda: len(recorder.state.finished) >= self.candidates // 2):
+                reason = run_search(recorder, SEARCH, world, executor, config, Budget(self.candidates))
             recorder.record([("stopped", {"reason": reason})])
             ended = time.monotonic()
             behind = _behind(mirror)
@@ -101,6 +106,8 @@ class Night:
         return {
             "candidates": self.candidates,
             "store": self.store,
+            "restarted": restarted is not None,
+            "workers_s": self.candidates * self.seconds / SLOTS,
             "search_s": ended - began,
             "events_behind": behind,
             "winner_s": first_s,
@@ -114,7 +121,8 @@ def table(found: dict[str, Any]) -> str:
     sizes = ", ".join(f"{name} {size / 1024:.1f}" for name, size in found["bytes_per_candidate"].items())
     rows = {
         "candidates, store": f"{found['candidates']}, {found['store']}",
-        "search, s": f"{found['search_s']:.0f}",
+        "server killed and restarted in the middle": "yes" if found["restarted"] else "no",
+        "search, s (of which its workers need)": f"{found['search_s']:.0f} ({found['workers_s']:.0f})",
         "events that were not mirrored at its end": found["events_behind"],
         "until the last candidate's run existed, s": f"{found['winner_s']:.1f}",
         "until everything was mirrored, s": f"{found['lag_s']:.1f}",
@@ -148,32 +156,79 @@ def _seconds(call: partial[bool]) -> float:
     return time.monotonic() - began
 
 
-@contextmanager
-def _no_server(uri: str) -> Iterator[str]:
-    yield uri
+class Server:
+    """MLflow's server on a store, as `evosearch ui` starts it."""
 
+    def __init__(self, store: str, log: Path) -> None:
+        self._store, self._log = store, log
+        self._port = free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        name_by_hand(Secret.MLFLOW, self.uri)
+        self._process: subprocess.Popen[bytes] | None = None
 
-@contextmanager
-def _server(store: str, log: Path) -> Iterator[str]:
-    """MLflow's server on a store, until the end of the block."""
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    name_by_hand(Secret.MLFLOW, uri)
-    environment = {**os.environ, **ui_environment(store)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ui_command(store, port), env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        environment, command = {**os.environ, **ui_environment(self._store)}, ui_command(self._store, self._port)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + PATIENCE_S
-        while not _answers(uri):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SearchError(log.read_text()[-3000:])
+        while not _answers(self.uri):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SearchError(self._log.read_text()[-3000:])
             time.sleep(0.5)
-        yield uri
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the server and its processes."""
+        if self._process is not None:
+            os.killpg(self._process.pid, how)
+            self._process.wait(60)
+            self._process = None
+
+    def restart_when(self, due: Callable[[], bool], ended: threading.Event) -> None:
+        """Kill the server once something is due, and start it again after some seconds."""
+        while not due():
+            if ended.wait(0.2):
+                return
+        self.stop(signal.SIGKILL)
+        time.sleep(AWAY_S)
+        self.start()
+
+
+@contextmanager
+def serving(store: str, log: Path) -> Iterator[Server]:
+    """MLflow's server on a store, until the end of the block."""
+    server = Server(store, log)
+    try:
+        server.start()
+        yield server
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        server.stop()
+
+
+@contextmanager
+def _served(night: Night, local: str) -> Iterator[tuple[str, Server | None]]:
+    """The address of the store, with its server if it has one."""
+    if night.store != "http":
+        yield local, None
+        return
+    with serving(local, night.folder / "server.log") as server:
+        yield server.uri, server
+
+
+@contextmanager
+def _restarting(server: Server | None, due: Callable[[], bool]) -> Iterator[None]:
+    """Restart a server, if one is given, once something is due; it is up again at the end of the block."""
+    if server is None:
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=server.restart_when, args=(due, ended))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _answers(uri: str) -> bool:

@@ -120,7 +120,7 @@ class Worker:
         Raises:
             SearchError: See `run`.
         """
-        stage = "materialize"
+        stage, began = "materialize", time.monotonic()
         try:
             resident = self._resident(job.recipe)
             seconds = {"materialize": resident.materialize(job.recipe)}
@@ -142,7 +142,7 @@ class Worker:
             failure = _failure(exc, stage)
         else:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
-        return Outcome(job, self.name, failure=failure)
+        return Outcome(job, self.name, failure=failure, seconds={stage: time.monotonic() - began})
 
     def _differentiate(
         self, resident: Resident, job: Job, dimensions: int, seconds: Mapping[str, float]

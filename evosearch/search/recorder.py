@@ -1,7 +1,7 @@
 """The only writer of a running search's ledger: events are committed before anything acts on them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evosearch.evaluation.types import GradientCard, ScoreCard, TrainingCard
 from evosearch.search.ledger.ledger import Ledger
@@ -66,7 +66,8 @@ class Recorder:
             if outcome.gradient is not None:
                 entries.append(("differentiated", _gradient_of(outcome.gradient, outcome).to_payload()))
             if outcome.failure is not None:
-                entries.append(("failed", _record_of(outcome.failure, outcome).to_payload()))
+                record = replace(_record_of(outcome.failure, outcome), seconds=dict(outcome.seconds))
+                entries.append(("failed", record.to_payload()))
         if entries:
             self._apply(entries, scores)
         for outcome in outcomes:

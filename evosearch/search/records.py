@@ -265,6 +265,7 @@ class FailureRecord(Record):
     traceback: str = ""
     worker: str = ""
     minibatch: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)  # until the failure; empty if the worker died with it
 
 
 @dataclass(frozen=True)

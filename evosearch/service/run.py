@@ -34,6 +34,7 @@ from evosearch.service.overrun import overrun, used_up
 from evosearch.service.placebo_run import PlaceboRun
 from evosearch.service.register import current_champion, register
 from evosearch.service.report_page import log_page
+from evosearch.service.score_tables import write_score_tables
 from evosearch.service.shutdown import recorded_end
 from evosearch.service.teaching import teaching
 from evosearch.service.watchers import OnlyPreparing
@@ -164,6 +165,7 @@ def _run_prepared(
         mirror.close(CATCH_UP_S, PATIENCE_S)
         if mirror.state == UP_TO_DATE:  # with a store that is down, it would only wait
             log_page(run_dir, ledger, prepared.search_id, watcher=recorder.watcher)
+            write_score_tables(prepared, recorder)
         tracking = UP_TO_DATE if mirror.state == UP_TO_DATE else f"{shown(run_dir)} is {mirror.state}"
         if longer := overrun(prepared, recorder.state):
             watcher.note(longer)

@@ -40,7 +40,8 @@ def mirroring(run_dir: RunDir, search_id: str, watcher: Watcher) -> Iterator[Mir
         where = run_dir.tracking, run_dir.experiment
 
         def announce(path: str) -> None:
-            watcher.note(f"leaderboard: {leaderboard_address(run_dir, path)}")
+            before = "" if run_dir.tracking.startswith("http") else f"evosearch ui {run_dir.name} shows it at "
+            watcher.note(f"leaderboard: {before}{leaderboard_address(run_dir, path)}")
 
         mirror = MlflowMirror(*where, reader, search_id, run_dir.name, notice, announce)
     catch_up_s = CATCH_UP_S

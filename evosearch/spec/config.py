@@ -104,6 +104,9 @@ class TrackingConfig(Document):
     that name in the run directory instead."""
     experiment: Text | None = None
     """MLflow experiment; default: the spec's name."""
+    documents: bool = True
+    """Show the documents of the test split, with the models' answers, in MLflow's comparisons of the winner with each
+    model. False leaves them out, for documents that not everyone who uses the store may read."""
 
     @model_validator(mode="after")
     def _one_store(self) -> Self:

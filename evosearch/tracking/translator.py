@@ -202,8 +202,11 @@ class Translator:
             run.tags["sample"] = f"minibatch {payload['minibatch']} of {split}"
         if split == SPLITS[-1]:
             run.tags |= self._disclosed
-        seconds = self._worked(str(payload["candidate"]), payload)
+        seconds = self._worked(payload)
         run.points.append(Point("seconds/total", readable(seconds, SECONDS), step_of(split), now))
+        if split == SPLITS[0]:  # later splits are scored long after the proposal
+            waited = max(0.0, (now - run.started_ms) / 1000 - seconds)
+            run.points.append(Point("seconds/waiting", readable(waited, SECONDS), 0, now))
         # MLflow shows the end minus the start as duration: the time on workers, without the wait for one
         run.status, run.status_ms = FINISHED, run.started_ms + round(1000 * seconds)
         self._correlate(payload, plan, now)
@@ -217,8 +220,9 @@ class Translator:
         if split == SPLITS[0] and payload.get("minibatch") is None and not payload.get("guards"):
             self._settle(str(payload["candidate"]), float(payload["fitness"]["value"]), plan, now)
 
-    def _worked(self, name: str, payload: Mapping[str, Any]) -> float:
+    def _worked(self, payload: Mapping[str, Any]) -> float:
         """Return the time that a model took on workers, up to and with this result."""
+        name = str(payload["candidate"])
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds_of(payload)
         return self._seconds[name]
 
@@ -278,7 +282,8 @@ class Translator:
         self._generations.failed(payload)
         if payload.get("traceback"):
             run.files["traceback.txt"] = str(payload["traceback"])
-        run.status, run.status_ms = FAILED, now
+        worked = payload.get("seconds")  # unknown if the worker died with the candidate
+        run.status, run.status_ms = FAILED, run.started_ms + round(1000 * self._worked(payload)) if worked else now
         if payload.get("split", SPLITS[0]) == SPLITS[0]:
             self._settle(str(payload["candidate"]), None, plan, now)
 

@@ -161,6 +161,7 @@ def test_a_candidate_that_cannot_be_merged_is_an_outcome(prepared: Prepared) -> 
     assert outcome.card is None
     assert outcome.failure is not None
     assert outcome.failure.stage == "materialize"
+    assert outcome.seconds["materialize"] > 0.0
     assert outcome.failure.fault == "candidate"
     assert "weight" in outcome.failure.reason
     assert "Traceback" in outcome.failure.traceback

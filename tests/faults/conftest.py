@@ -101,6 +101,27 @@ def _planted(_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def planted_spec(models: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """A spec on the planted models whose search promotes a winner."""
+    experts = [str(models / expert) for expert in ("expert1", "expert2")]
+    hole = {"low": 0.0, "high": 1.5}
+    return {
+        "name": name,
+        "recipe": {
+            "merge_method": "task_arithmetic",
+            "base_model": str(models / "base"),
+            "models": [{"model": expert, "parameters": {"weight": hole}} for expert in experts],
+        },
+        "optimizer": {"name": "random", "seed": 1},
+        "suite": str(models / "suite.yaml"),
+        "budget": {"candidates": 6},
+        "workers": {"executor": "local", "threads": 1},
+        "tracking": {"uri": "jsonl:events.jsonl"},
+        "baselines": {"scales": [0.5]},
+        "promotion": {"finalists": 1},
+    } | changes
+
+
 @pytest.fixture
 def planted(_planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`planted(name, **changes)` writes a spec whose search promotes a winner, with runs in this test's folder."""
@@ -108,27 +129,8 @@ def planted(_planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
 
     def write(name: str, **changes: Any) -> Path:
-        hole = {"low": 0.0, "high": 1.5}
-        spec = {
-            "name": name,
-            "recipe": {
-                "merge_method": "task_arithmetic",
-                "base_model": str(_planted / "base"),
-                "models": [
-                    {"model": str(_planted / expert), "parameters": {"weight": hole}}
-                    for expert in ("expert1", "expert2")
-                ],
-            },
-            "optimizer": {"name": "random", "seed": 1},
-            "suite": str(_planted / "suite.yaml"),
-            "budget": {"candidates": 6},
-            "workers": {"executor": "local", "threads": 1},
-            "tracking": {"uri": "jsonl:events.jsonl"},
-            "baselines": {"scales": [0.5]},
-            "promotion": {"finalists": 1},
-        } | changes
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(spec, sort_keys=False))
+        path.write_text(yaml.safe_dump(planted_spec(_planted, name, **changes), sort_keys=False))
         return path
 
     return write

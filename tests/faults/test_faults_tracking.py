@@ -38,11 +38,11 @@ def _killed_at_the_end(server: Server) -> Iterator[None]:
 
 
 def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
-    """A search's MLflow data by candidate ("" is the search itself), except ids and the mirror's cursor."""
+    """A search's MLflow data by candidate ("" is the search itself), except ids, cursor and comparisons."""
     client = connect(uri)
     found = client.get_experiment_by_name(experiment)
     out: dict[str, dict[str, Any]] = {}
-    for one in find_runs(client, [found.experiment_id], ""):
+    for one in find_runs(client, [found.experiment_id], "tags.kind != 'comparison'"):
         tags = {key: value for key, value in one.data.tags.items() if key != "mlflow.parentRunId"}
         tags.pop("evosearch.mirrored_seq", None)
         key = tags.get("candidate_id", "")

@@ -115,6 +115,17 @@ def test_the_duration_is_the_time_on_workers() -> None:
         assert plan[name].status_ms - plan[name].started_ms == milliseconds
     totals = [(point.step, point.value) for point in plan["0"].points if point.name == "seconds/total"]
     assert totals == [(0, 0.75), (1, 1.5)]
+    # Events are a second apart: candidate 0 is proposed at 1 s and scored at 4 s, candidate 1 at 2 s and at 3 s
+    waited = {name: [point.value for point in plan[name].points if point.name == "seconds/waiting"] for name in "01"}
+    assert waited == {"0": [2.25], "1": [0.25]}
+
+
+def test_a_failure_takes_its_time_on_the_worker_too() -> None:
+    _, fault = failed("0")
+    plan = translated(asked("0"), ("failed", fault | {"seconds": {"score": 0.5}}))
+    assert plan["0"].status_ms - plan["0"].started_ms == 500
+    plan = translated(asked("0"), ("failed", fault | {"seconds": {}}))
+    assert plan["0"].status_ms - plan["0"].started_ms == 1000, "a worker that died: until it was recorded"
 
 
 def test_values_are_rounded_as_people_read_them() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import CheckpointError, SuiteError
+from evosearch.evaluation.harness.document_texts import DocumentText, text_of
 from evosearch.evaluation.harness.fewshot import ExampleIndex, check_enough, example_pool
 from evosearch.evaluation.harness.fingerprint import fingerprint
 from evosearch.evaluation.harness.freezing import Freezer, place_of
@@ -124,6 +125,17 @@ class Harness:
             freezer = Freezer(recorder, self.suite.told)
             pairs = zip(items.doc_ids[:count], items.doc_hashes[:count], strict=True)
             return [freezer.prompt(loaded, doc_id, doc_hash) for doc_id, doc_hash in pairs]
+
+    def texts(self, items: ItemSet) -> list[DocumentText]:
+        """Return the documents of an item set of this suite in words, for people who compare answers.
+
+        Raises:
+            SuiteError: lm-eval cannot show a document, or the documents on this machine differ from the item set's.
+        """
+        loaded = self._tasks[items.task, pool_name(items.lm_eval_task, items.documents)]
+        self._check_documents(items, loaded)
+        with quiet():
+            return [text_of(loaded, doc_id) for doc_id in items.doc_ids]
 
     def check_answers(self) -> None:
         """Check the choices of all items, and their right answers where these are read; `freeze` does so too.
