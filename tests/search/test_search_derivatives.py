@@ -59,8 +59,8 @@ def template(spec: MethodSpec, kind: str, **shared: Any) -> dict[str, Any]:
                 scope[name] = HOLES[kind]({"low": low, "high": high})
                 if isinstance(scope[name], dict) and "name" in scope[name]:
                     scope[name]["name"] = f"{name} of all"
-            elif param.open_low and name != "trim":  # with both, too few of 40 entries are left for every number
-                scope[name] = 0.5 + 0.1 * index  # a density
+            elif param.open_low:
+                scope[name] = 0.5 + 0.1 * index  # a density, or the share that a trim keeps
     base = {"base_model": "base"} if spec.needs_base else {}
     sample = {"sample": {"text": "texts.txt"}} if spec.statistic else {}
     return {"merge_method": spec.name, "models": models, "parameters": shared, "seed": 3} | base | sample
@@ -68,13 +68,16 @@ def template(spec: MethodSpec, kind: str, **shared: Any) -> dict[str, Any]:
 
 @cache
 def weights(reference: str, tensor: str) -> Tensor:
-    """A model's tensor (8, 5) in float64; each model changes some entries of the base, alone or with others."""
-    base = torch.randn(8, 5, generator=torch.Generator().manual_seed(crc32(tensor.encode())), dtype=torch.float64)
+    """A model's tensor (16, 10) in float64; each model changes some entries of the base, alone or with others.
+
+    Of a smaller one, density and trim together leave too few entries for every number to have an effect.
+    """
+    base = torch.randn(16, 10, generator=torch.Generator().manual_seed(crc32(tensor.encode())), dtype=torch.float64)
     if reference == "base":
         return base
     noise = torch.Generator().manual_seed(crc32(f"{reference} {tensor}".encode()))
-    changes = 0.5 * torch.randn(8, 5, generator=noise, dtype=torch.float64)
-    return base + changes * (torch.rand(8, 5, generator=noise) < 0.6)
+    changes = 0.5 * torch.randn(16, 10, generator=noise, dtype=torch.float64)
+    return base + changes * (torch.rand(16, 10, generator=noise) < 0.6)
 
 
 def ops_of(recipe: Recipe) -> tuple[TensorOp, ...]:
