@@ -194,7 +194,8 @@ def test_asks_do_not_depend_on_batch_sizes(name: str) -> None:
     whole, parts = make(name, MIXED), make(name, MIXED)
     draw = random.Random(3)
     for _ in range(generations(name, 4)):
-        if name in ENDS and whole.stop_reason() is not None:
+        if name == "soup" and whole.stop_reason() is not None:  # after the models and their soup
+            assert parts.stop_reason() == whole.stop_reason()
             break
         genomes = whole.ask(whole.population)
         asked: list[Genome] = []
