@@ -5,6 +5,7 @@ A nested recipe is merged once, into the cache. The folder's name is derived fro
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from evosearch.checkpoints.sidecar import files_of
 from evosearch.checkpoints.task_vector_file import is_task_vector
 from evosearch.checkpoints.task_vectors import apply_task_vector
 from evosearch.checkpoints.writer import TOKENIZER_FILES
-from evosearch.errors import CandidateError, RecipeError
+from evosearch.errors import CandidateError, InputError, RecipeError, in_one
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.random_vectors import adapter_placebo, dense_placebo
@@ -234,8 +235,8 @@ class Opener:
         self._report(f"merging {reference}", 0.0)
         try:
             write_checkpoint(recipe, inputs, folder, donor_of(recipe))
-        except RecipeError as error:
-            raise RecipeError(f"{reference}: {error.where}", error.what, error.allowed, error.next) from None
+        except InputError as error:
+            raise in_one(reference, [_within(reference, problem) for problem in error.problems]) from None
         except CandidateError as error:
             raise RecipeError(reference, error.reason, next="Fix this recipe") from error
         self._report(f"merging {reference}", 1.0)
@@ -243,6 +244,13 @@ class Opener:
     def _report(self, what: str, fraction: float) -> None:
         if self.progress:
             self.progress(what, fraction)
+
+
+def _within(reference: str, error: InputError) -> InputError:
+    """An error of a nested recipe, located in its file; errors about another file keep that."""
+    if not isinstance(error, RecipeError) and re.match(r"recipe\b", error.where) is None:
+        return error
+    return type(error)(f"{reference}: {error.where}", error.what, error.allowed, error.next)
 
 
 def tokenizer_sha256(folder: Path) -> str:

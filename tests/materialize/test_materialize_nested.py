@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.errors import CheckpointError, RecipeError
+from evosearch.errors import CheckpointError, Problems, RecipeError
 from evosearch.materialize.inputs import MAX_NESTED, Opener
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
@@ -150,4 +150,21 @@ def test_errors_in_nested_documents_name_the_key(untied, write, opener, tmp_path
             opener.inputs(files.load(write(linear("./inner.yaml", a))))
     with pytest.raises(RecipeError, match=r"gone\.yaml: No such file"):
         opener.inputs(files.load(write(linear("./gone.yaml", a))))
+    assert merged(tmp_path) == []
+
+
+def test_every_model_that_does_not_fit_a_nested_recipe_is_named_with_its_file(
+    untied, make_family, write, opener, tmp_path
+):
+    a, others = list(untied)[1], list(make_family(vocab_size=44))[1:3]
+    file = write(linear(a, *others), "inner.yaml")
+    with pytest.raises(Problems) as several:
+        opener.inputs(files.load(write(linear("./inner.yaml", a))))
+    assert [problem.where for problem in several.value.problems] == [f"{file}: recipe"] * 2
+    for problem, other in zip(several.value.problems, others, strict=True):
+        assert isinstance(problem, CheckpointError)
+        assert f"and '{other}' cannot be merged: vocabularies of 100 and 44 tokens" in problem.what
+    write(linear(a, others[0]), "inner.yaml")
+    with pytest.raises(CheckpointError, match=r"inner\.yaml: recipe: .* cannot be merged"):
+        opener.inputs(files.load(write(linear("./inner.yaml", a))))
     assert merged(tmp_path) == []

@@ -243,6 +243,15 @@ def test_mistakes_are_named() -> None:
     own = {"layer_range": [0, 3], "parameters": {"weight": HOLE | {"per": "tensor"}}}
     sources = [{"model": name, **own} for name in "ab"]
     recipe = {"merge_method": "task_arithmetic", "base_model": "base", "slices": [{"sources": sources}]}
-    with pytest.raises(Problems, match=r"'tensor' counts the layers of a complete model.*One number per slice"):
+    said = r"'tensor' counts the layers of a complete model.*One number per slice"
+    with pytest.raises(Problems) as several:  # one of each source
+        SearchSpace.from_template(recipe, shape, specs())
+    places = [f"recipe.slices[0].sources[{index}].parameters.weight.per" for index in (0, 1)]
+    assert [problem.where for problem in several.value.problems] == places
+    for problem in several.value.problems:
+        assert isinstance(problem, RecipeError)
+        assert re.search(said, str(problem))
+    del sources[1]["parameters"]
+    with pytest.raises(RecipeError, match=said):
         SearchSpace.from_template(recipe, shape, specs())
     assert len(space({"filter": "embed_tokens", "value": HOLE | {"per": "tensor"}}, shape).dimensions) == 1

@@ -300,7 +300,11 @@ def test_a_route_with_nothing_to_search_is_refused() -> None:
         ({"parameters": {"weight": {"low": 0, "high": 1}}}, r"parameters: not valid in a search over routes"),
         ({"base_model": A}, r"base_model: not allowed with routing"),
         ({"chat_template": "chatml"}, r"chat_template: not allowed with routing"),
-        ({"seed": {"low": 0, "high": 9}}, r"seed: Input should be a valid integer, got \{'low': 0, 'high': 9\}"),
+        (
+            {"seed": {"low": 0, "high": 9}},
+            r"seed: a hole is not allowed here\. In a search over routes only routing",
+        ),
+        ({"seed": {"choices": [1, 2]}}, r"seed: a hole is not allowed here"),
         ({"out_dtype": "float8"}, r"out_dtype: "),
     ],
 )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from evosearch.documents import join
-from evosearch.errors import InputError, Problems, RecipeError, did_you_mean, in_one
+from evosearch.errors import InputError, RecipeError, did_you_mean, in_one
 from evosearch.recipe.schema import NO_EFFECT
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, TensorSpec
 from evosearch.search.space import holes, sources
@@ -44,7 +44,7 @@ class Outline:
 
         Raises:
             RecipeError: A hole is malformed or misplaced, or a parameter or method is unknown.
-        Problems: Several parameters are.
+            Problems: Several parameters are.
         """
         refuse_misplaced(self.template, self.where)
         self.chosen = self._merge_methods()
@@ -59,10 +59,8 @@ class Outline:
             for name in sorted(parameters):
                 try:
                     self._site((path, name), parameters[name], join(self.where, *path, "parameters", name))
-                except RecipeError as error:
-                    found.append(error)
-                except Problems as several:
-                    found += several.problems
+                except InputError as error:
+                    found += error.problems
         if found:
             raise in_one(self.where.partition(": ")[0], found)
 

@@ -12,6 +12,8 @@ from evosearch.search.space import holes, routes, sources
 
 METHOD, SEED = "merge_method", "seed"
 OF_MERGES = (METHOD, "models", "slices", "modules", "parameters")
+HOLES = "Holes are allowed as values of parameters, as merge_method, as seed, as a slice's model, and as routing"
+ROUTE_HOLES = "In a search over routes only routing is a hole"
 Path = tuple[str | int, ...]  # keys of a scope in the recipe: () for its own parameters, ("models", 1)
 Target = tuple[Path, str]  # scope, parameter
 
@@ -22,21 +24,19 @@ def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
     Raises:
         RecipeError: A hole is somewhere else.
     """
+    route = routes.is_route(template)
     for key, value in template.items():
         place = join(where, key)
-        if key in OF_MERGES and routes.is_route(template):
+        if key in OF_MERGES and route:
             what, next_step = "not valid in a search over routes", "Remove it, or remove routing"
             raise RecipeError(place, what, "A recipe is either a merge or a route", next_step)
-        if key in (METHOD, SEED, "parameters") or (key == routes.ROUTING and routes.is_route(template)):
+        if key == routes.ROUTING if route else key in (METHOD, SEED, "parameters"):
             continue
         for found in holes.find(value, place):
             if key in ("slices", "modules") and sources.IN_A_SOURCE.search(found):
                 continue  # `sources.find` checks it
             if key not in ("models", "slices", "modules") or ".parameters." not in found.removeprefix(place):
-                allowed = (
-                    "Holes are allowed as values of parameters, as merge_method, as a slice's model, and as routing"
-                )
-                raise RecipeError(found, "a hole is not allowed here", allowed)
+                raise RecipeError(found, "a hole is not allowed here", ROUTE_HOLES if route else HOLES)
 
 
 def frame(template: Mapping[str, Any], where: str) -> Recipe:
