@@ -87,6 +87,7 @@ class Controller:
             SearchError: Every candidate fails, or the recorded search cannot be replayed.
         """
         self._score_baselines()
+        self._score_recorded_answers()  # left by a session that was killed; new candidates may be their duplicates
         optimizer, pending = self._restore()
         reason = self._one_by_one(optimizer, pending) if self.asynchronous else self._by_generations(optimizer, pending)
         self._score_answers(optimizer)
@@ -187,8 +188,11 @@ class Controller:
         return optimizer
 
     def _score_answers(self, optimizer: Optimizer) -> None:
-        """Score what the optimizer recommends on the full search split."""
+        """Record what the optimizer recommends, and score it on the full search split."""
         self._candidates.answer(optimizer)
+        self._score_recorded_answers()
+
+    def _score_recorded_answers(self) -> None:
         names = dict.fromkeys(map(self.state.original, self.state.answers.values()))  # equal answers are scored once
         todo = [one for name in names if not self._is_done(one := self.state.proposal(name))]
         jobs = [self._candidates.job(proposal) for proposal in todo]
