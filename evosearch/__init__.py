@@ -61,21 +61,7 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = {
-    "evosearch.api": (
-        "analyze",
-        "check",
-        "diff",
-        "export",
-        "init",
-        "leaderboard",
-        "load_recipe",
-        "load_spec",
-        "merge",
-        "run",
-        "score",
-        "verify",
-    ),
+_MODULES = {  # the other names, which are the commands, are in `evosearch.api`
     "evosearch.errors": ("EvosearchError", "InputError"),
     "evosearch.merging.registry": ("merge_method",),
     "evosearch.preflight.check": ("CheckReport",),
@@ -97,9 +83,9 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
-    if name not in _MODULE_OF:
+    if name not in __all__:
         raise AttributeError(f"module 'evosearch' has no attribute '{name}'")
-    found = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    found = globals()[name] = getattr(import_module(_MODULE_OF.get(name, "evosearch.api")), name)
     return found
 
 

@@ -1,5 +1,6 @@
 """`evosearch analyze RECIPE|MODEL…`: compare task vectors, or score merges of the models."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -47,11 +48,8 @@ def command(
         top=top,
         allow_pickle=allow_pickle,
     )
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         report = analyze(models, options, watching)
-    finally:
-        watching.close()
     if json:
         print_json(report)
     else:

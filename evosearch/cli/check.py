@@ -1,5 +1,6 @@
 """`evosearch check SPEC|RECIPE|SUITE`: list all problems of a file before a run."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -30,11 +31,8 @@ def command(
     from evosearch.cli.check_report import show_check
     from evosearch.preflight.check import check
 
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         result = check(file, dry_run, watching, allow_pickle, model, weights, allow_unrelated)
-    finally:
-        watching.close()
     if json:
         print_json(result)
     else:

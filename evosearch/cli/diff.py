@@ -1,5 +1,6 @@
 """`evosearch diff BASE MODEL -o DIR`: save a task vector."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -21,11 +22,8 @@ def command(
     """Save the task vector of a model, MODEL − BASE, as a folder that recipes take as a model."""
     from evosearch.service.diff import diff
 
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         report = diff(base, model, out, watching, allow_pickle, allow_unrelated)
-    finally:
-        watching.close()
     if json:
         print_json(report)
         return

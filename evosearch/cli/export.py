@@ -1,5 +1,6 @@
 """`evosearch export NAME --format ... -o PATH`: a candidate as a recipe, a checkpoint or an adapter."""
 
+from contextlib import closing
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,13 +47,10 @@ def command(
     from evosearch.cli.leaderboard_table import show_disclosure
     from evosearch.reporting.export import export
 
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         result = export(
             search, format.value, out, candidate, overwrite, watching, rank, save_modules, allow_pickle, sign
         )
-    finally:
-        watching.close()
     if json:
         print_json(result)
     else:

@@ -1,5 +1,6 @@
 """`evosearch import FILE`: a search of another tool as a search spec."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -22,11 +23,8 @@ def command(
     """
     from evosearch.service.import_spec import import_spec
 
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         report = import_spec(file, out, watching, include)
-    finally:
-        watching.close()
     if json:
         print_json(report)
         return

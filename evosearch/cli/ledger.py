@@ -1,5 +1,6 @@
 """`evosearch ledger verify|backup|recover`: care for the record of a search."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,8 @@ def verify(search: str = SEARCH, allow_pickle: bool = ALLOW_PICKLE, json: bool =
     """Check all checksums and completeness; given a spec, also replay its searches. Exit code 1 if a check fails."""
     from evosearch.service.ledger_upkeep import verify
 
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         report = verify(search, watching, allow_pickle)
-    finally:
-        watching.close()
     if json:
         print_json(report)
     else:

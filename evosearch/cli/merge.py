@@ -1,5 +1,6 @@
 """`evosearch merge RECIPE OUT`: write a merged checkpoint."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -17,11 +18,8 @@ def command(
     """Merge the models of a recipe and write an ordinary checkpoint."""
     from evosearch.service.merge import merge
 
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         report = merge(recipe, out, watching, allow_pickle, allow_unrelated)
-    finally:
-        watching.close()
     if json:
         print_json(report)
     else:

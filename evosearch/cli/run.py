@@ -1,5 +1,6 @@
 """`evosearch run SPEC`: search, promote, export; resumes an interrupted run."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from evosearch.cli.console import (
     watcher,
 )
 from evosearch.errors import EvosearchError, InputError
-from evosearch.search.progress import line
+from evosearch.search.progress import Silent, line
 
 if TYPE_CHECKING:
     from evosearch.reporting.report import RunReport
@@ -42,15 +43,15 @@ def command(
     from evosearch.cli.run_report import show_run
     from evosearch.service.run import run
 
-    watching = watcher(json, progress)
-    try:
-        report = run(spec, watching, continue_from_best, allow_pickle, unverified, allow_unrelated)
-    except (EvosearchError, KeyboardInterrupt) as exc:
-        if progress is ProgressAs.json:
-            note(line("result", _ended(exc)))
-        raise
-    finally:
-        watching.close()
+    with closing(watcher(json, progress)) as watching:
+        try:
+            report = run(spec, watching, continue_from_best, allow_pickle, unverified, allow_unrelated)
+        except (EvosearchError, KeyboardInterrupt) as exc:
+            for text in getattr(exc, "__notes__", ()) if isinstance(watching, Silent) else ():  # others have shown it
+                note(text)
+            if progress is ProgressAs.json:
+                note(line("result", _ended(exc)))
+            raise
     if json:
         print_json(report)
     else:

@@ -1,5 +1,6 @@
 """`evosearch score MODEL|RECIPE SUITE --split`: score a model or a recipe."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -22,11 +23,8 @@ def command(
     from evosearch.cli.score_table import show_score
     from evosearch.service.score import score
 
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         result = score(model, suite, split, items, watching, allow_pickle)
-    finally:
-        watching.close()
     if json:
         print_json(result)
     else:

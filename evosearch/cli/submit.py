@@ -1,5 +1,6 @@
 """`evosearch submit SPEC --address URL`: check a search and queue it on a cluster."""
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -34,11 +35,8 @@ def command(
     from evosearch.jobs.submit import submit
 
     url = required_address(address)
-    watching = watcher(json)
-    try:
+    with closing(watcher(json)) as watching:
         found = submit(spec, url, watching, Options(continue_from_best, allow_pickle, unverified, allow_unrelated))
-    finally:
-        watching.close()
     if json:
         print_json(found.to_json())
         return 2 if found.problems else 0

@@ -57,7 +57,8 @@ def connect(uri: str) -> Any:
     """Return a client of the store at `uri`, for runs and registered models; creates a missing SQLite store.
 
     Raises:
-        TrackingError: The URI is not supported, such as that of a folder (MLflow's former file store).
+        TrackingError: The URI is not supported, such as that of a folder (MLflow's former file store), or the SQLite
+            store cannot be created.
     """
     database = sqlite_file(uri)
     check_scheme(uri)
@@ -75,18 +76,48 @@ def _create(database: Path) -> None:
     """Create a SQLite store: completely or not at all, and only one of several processes.
 
     MLflow creates its tables in many steps, and cannot continue after a kill between two of them.
+
+    Raises:
+        TrackingError: The file cannot be created.
     """
     from mlflow import MlflowClient
 
-    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=database.parent) as folder:
-        draft = Path(folder) / database.name
-        uri = f"sqlite:///{draft}"
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
-        client.search_registered_models(max_results=1)
-        if database.exists() and database.stat().st_size:  # another process was faster
-            return
-        os.replace(draft, database)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=database.parent) as folder:
+            draft = Path(folder) / database.name
+            uri = f"sqlite:///{draft}"
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+            _disconnect(draft)
+            _publish(draft, database)
+    except OSError as exc:
+        next = "Free disk space, change the permissions of its folder, or choose another path"
+        raise TrackingError("tracking.uri", f"{database} cannot be created: {exc.strerror}", next=next) from exc
+    _disconnect(database)
+
+
+def _publish(draft: Path, database: Path) -> None:
+    """Give a draft its name, unless another process was faster: that may have written to its store already."""
+    try:
+        os.link(draft, database)
+    except FileExistsError:
+        if not database.stat().st_size:  # left by a program that was killed
+            os.replace(draft, database)
+    except OSError:  # a file system without links
+        if not database.exists():
+            os.replace(draft, database)
+
+
+def _disconnect(database: Path) -> None:
+    """Close the connections that MLflow keeps to a file for each URI; they stay at a file that was replaced."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as ModelStore
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as RunStore
+
+    for store in (RunStore, ModelStore):
+        for uri, engine in list(store._engine_map.items()):
+            if uri.startswith("sqlite:") and sqlite_file(uri) == database:
+                engine.dispose()
 
 
 def check_scheme(uri: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.events import Event
-from evosearch.search.progress import Progress, Silent
 from evosearch.service import run as run_module
 from evosearch.service.run import run
 from evosearch.setup import trackers
@@ -17,6 +16,7 @@ from evosearch.tracking import mirror as mirror_module
 from evosearch.tracking.client import connect, find_runs
 from evosearch.tracking.mirror import UP_TO_DATE
 from evosearch.tracking.mlflow import MlflowMirror
+from tests.faults.saboteur import Saboteur
 
 World = Callable[..., Path]
 Events = Callable[[Path], list[Event]]
@@ -96,34 +96,19 @@ def test_a_search_does_not_start_while_its_server_is_down(
     assert (code, problem["where"]) == (2, f"{spec}: tracking.uri")
 
 
-class Assassin(Silent):
-    """Watcher that calls a function once, when the search begins."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        self.act, self.done, self.notes = act, False, list[str]()
-
-    def update(self, progress: Progress) -> None:
-        if not self.done:
-            self.done = True
-            self.act()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_after_an_outage_from_the_start_the_next_run_mirrors_everything(
     planted: World, server: Server, evosearch: Evosearch, events: Events, tmp_path: Path
 ) -> None:
     promotion = {"finalists": 1, "register_as": "absent"}
     spec = planted("absent", tracking={"uri": server.uri}, promotion=promotion)
     server.start()
-    assassin = Assassin(server.kill)
-    report = run(spec, assassin)
+    saboteur = Saboteur({0: server.kill}, stage="baselines")
+    report = run(spec, saboteur)
     assert report.promoted
     store = f"MLflow at {server.uri}"
-    (note,) = [note for note in assassin.notes if note.startswith(f"{store}: ")]
+    (note,) = [note for note in saboteur.notes if note.startswith(f"{store}: ")]
     assert "The search continues; missing events are written once the store is back" in note
-    assert any("not registered as 'absent'" in note for note in assassin.notes)
+    assert any("not registered as 'absent'" in note for note in saboteur.notes)
     recorded = events(spec)
     assert report.tracking.startswith(f"{store} is behind: ")
     assert recorded[-1].type == "stopped"
@@ -143,21 +128,6 @@ def test_after_an_outage_from_the_start_the_next_run_mirrors_everything(
     client = connect(server.uri)
     assert len(client.search_model_versions("name = 'absent'")) == 1
     assert client.get_model_version_by_alias("absent", "champion").version == "1"
-
-
-class Saboteur(Silent):
-    """Watcher that calls functions at given numbers of scored candidates; the search waits for them."""
-
-    def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
-        self.acts, self.notes = dict(acts), list[str]()
-
-    def update(self, progress: Progress) -> None:
-        if progress.stage == "search":
-            for count in [count for count in self.acts if progress.done >= count]:
-                self.acts.pop(count)()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_after_an_outage_during_a_search_the_mirror_catches_up_before_its_end(

@@ -12,12 +12,12 @@ import pytest
 
 from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.events import Event
-from evosearch.search.progress import Progress, Silent
 from evosearch.service import run as run_module
 from evosearch.service.run import run
 from evosearch.setup import trackers
 from evosearch.tracking import mirror as mirror_module
 from evosearch.tracking.mirror import UP_TO_DATE
+from tests.faults.saboteur import Saboteur
 
 pytestmark = pytest.mark.slow
 World = Callable[..., Path]
@@ -31,21 +31,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "LONGEST_PAUSE_S", 1.0)
     for module in (run_module, trackers):
         monkeypatch.setattr(module, "PATIENCE_S", 2.0)
-
-
-class Saboteur(Silent):
-    """Watcher that calls functions at given numbers of scored candidates; the search waits for them."""
-
-    def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
-        self.acts, self.notes = dict(acts), list[str]()
-
-    def update(self, progress: Progress) -> None:
-        if progress.stage == "search":
-            for count in [count for count in self.acts if progress.done >= count]:
-                self.acts.pop(count)()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def recorded(events: list[Event]) -> set[str]:
@@ -70,14 +55,8 @@ def mirrored(store: Path, experiment: str) -> list[str]:
         return [value for (value,) in database.execute(query, (experiment,))]
 
 
-def test_a_deleted_database_is_written_again_by_the_next_run(planted: World, events: Events, tmp_path: Path) -> None:
-    store = tmp_path / "runs" / "mlflow.db"
-
-    def delete() -> None:
-        for path in store.parent.glob("mlflow.db*"):
-            path.unlink()
-
-    saboteur = Saboteur({3: delete})
+def check_next_run_mirrors_everything(planted: World, events: Events, store: Path, saboteur: Saboteur) -> None:
+    """Check a disturbed search: it is complete, and the same command mirrors every candidate once."""
     spec = planted("night", tracking={}, budget={"candidates": CANDIDATES}, baselines={"scales": []})
     report = run(spec, saboteur)
     assert saboteur.acts == {}
@@ -86,6 +65,16 @@ def test_a_deleted_database_is_written_again_by_the_next_run(planted: World, eve
     found = mirrored(store, "night")
     assert len(found) == len(set(found))
     assert set(found) == recorded(events(spec))
+
+
+def test_a_deleted_database_is_written_again_by_the_next_run(planted: World, events: Events, tmp_path: Path) -> None:
+    store = tmp_path / "runs" / "mlflow.db"
+
+    def delete() -> None:
+        for path in store.parent.glob("mlflow.db*"):
+            path.unlink()
+
+    check_next_run_mirrors_everything(planted, events, store, Saboteur({3: delete}))
 
 
 def test_a_locked_database_is_written_once_it_is_free(
@@ -105,14 +94,7 @@ def test_a_locked_database_is_written_once_it_is_free(
             other.execute("ROLLBACK")
 
         saboteur = Saboteur({2: lock, 4: free})
-        spec = planted("night", tracking={}, budget={"candidates": CANDIDATES}, baselines={"scales": []})
-        report = run(spec, saboteur)
-    assert saboteur.acts == {}
-    assert report.candidates == CandidateCounts(CANDIDATES, CANDIDATES, 0, 0)
-    assert tracking_after_another_run(spec) == UP_TO_DATE
-    found = mirrored(store, "night")
-    assert len(found) == len(set(found))
-    assert set(found) == recorded(events(spec))
+        check_next_run_mirrors_everything(planted, events, store, saboteur)
 
 
 def _locks(connection: sqlite3.Connection) -> bool:
