@@ -72,8 +72,9 @@ class Generations:
         self._gradients[str(payload["candidate"])] = payload.get("gradient", ())
 
     def failed(self, payload: Mapping[str, Any]) -> None:
-        """Count a failure on the search split, and the time that it took."""
-        self._work(payload)
+        """Count a failure on the search split, and the time that it took if that is known."""
+        if payload.get("seconds"):
+            self._work(payload)
         self._failures += is_candidate(str(payload["candidate"])) and payload.get("split", SPLITS[0]) == SPLITS[0]
 
     def restarted(self) -> None:

@@ -100,7 +100,7 @@ def test_cards_and_items_are_tables_of_the_search(searched: tuple[Path, RunRepor
     assert report.winner is not None
     own = store.own()
     cards = store.table(own, CARDS)
-    names = {"base", "parent:0", "parent:1", "uniform", "scale:0.5", report.winner.candidate}
+    names = {"base", "parent:0", "parent:1", "uniform", "scale:0.50", report.winner.candidate}
     assert names <= set(cards["model"])
     winner = cards[(cards["model"] == report.winner.candidate) & (cards["split"] == "test")].iloc[0]
     assert (winner["title"], winner["task"], winner["metric"]) == (report.winner.title, "choice", "acc")
