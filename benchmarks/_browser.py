@@ -18,7 +18,11 @@ document.querySelectorAll('[role=columnheader][aria-colindex]').forEach(
 document.querySelectorAll('[role=row][row-index]').forEach(row => {
   const own = rows[row.getAttribute('row-index')] ||= {};
   row.querySelectorAll('[role=gridcell][aria-colindex]').forEach(
-    cell => { own[heads[cell.getAttribute('aria-colindex')] || ''] = cell.innerText.trim(); });
+    cell => {
+      // A run's name follows its colour in the charts, which is in the page as text
+      const shown = cell.innerText.trim().replace(/^#[0-9a-f]{6}\\s+/, '');
+      own[heads[cell.getAttribute('aria-colindex')] || ''] = shown;
+    });
 });
 return Object.keys(rows).map(Number).sort((a, b) => a - b).map(index => rows[index]);
 """

@@ -45,6 +45,7 @@ def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
     for one in find_runs(client, [found.experiment_id], "tags.kind != 'comparison'"):
         tags = {key: value for key, value in one.data.tags.items() if key != "mlflow.parentRunId"}
         tags.pop("evosearch.mirrored_seq", None)
+        tags.pop("mlflow.loggedArtifacts", None)  # of the score tables, which the run writes and not the mirror
         key = tags.get("candidate_id", "")
         assert key not in out, f"{key!r} has two runs"
         histories = {name: client.get_metric_history(one.info.run_id, name) for name in one.data.metrics}
