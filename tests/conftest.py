@@ -99,6 +99,18 @@ def _trusted_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def with_kernels(cache: Path) -> Path:
+    """Copy the compiled kernels of the user's own cache into another one, or every process would compile them again."""
+    from evosearch.checkpoints.cache.layout import COMPILED
+    from evosearch.merging.compiled import library
+
+    if library.library() is not None:
+        built = library._built()
+        (cache / COMPILED).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(built, cache / COMPILED / built.name)
+    return cache
+
+
 @pytest.fixture(scope="session")
 def zoo_cache() -> Path:
     """The user's own cache folder, with the tiny zoo trained; names in it follow from content."""
@@ -243,7 +255,7 @@ def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`world(name=..., **changes)` writes a spec next to the models and returns its path; runs stay in `tmp_path`."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EVOSEARCH_CACHE", str(with_kernels(tmp_path / "cache")))
 
     def write(name: str = "world", **changes: Any) -> Path:
         folder = tmp_path / "specs"

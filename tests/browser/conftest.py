@@ -14,6 +14,7 @@ from evosearch.reporting.report import RunReport
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.tracking.client import connect
+from tests.conftest import with_kernels
 from tests.faults.conftest import _planted, planted_spec  # noqa: F401 (fixture)
 
 WIDE, HIGH = 3200, 1400  # pixels, in which the table draws all of its columns
@@ -59,7 +60,7 @@ def filled(_planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     with pytest.MonkeyPatch.context() as session:
         session.setenv("EVOSEARCH_RUNS", str(folder / "runs"))
-        session.setenv("EVOSEARCH_CACHE", str(folder / "cache"))
+        session.setenv("EVOSEARCH_CACHE", str(with_kernels(folder / "cache")))
         report = run(path, Silent())
     assert report.promoted
     with serving(store, folder / "server.log") as server:

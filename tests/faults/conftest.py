@@ -19,6 +19,7 @@ from evosearch.devcluster.processes import free_port
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.spec import load_spec
+from tests.conftest import with_kernels
 
 CHOICES = ["a", "b", "c", "d"]
 
@@ -126,7 +127,7 @@ def planted_spec(models: Path, name: str, **changes: Any) -> dict[str, Any]:
 def planted(_planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`planted(name, **changes)` writes a spec whose search promotes a winner, with runs in this test's folder."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EVOSEARCH_CACHE", str(with_kernels(tmp_path / "cache")))
 
     def write(name: str, **changes: Any) -> Path:
         path = tmp_path / f"{name}.yaml"

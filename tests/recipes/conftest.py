@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import with_kernels
+
 ROOT = Path(__file__).parents[2]
 TASKS = ("gsm8k", "hellaswag_processed", "glue_mnli", "glue_qnli", "glue_mrpc", "glue_cola", "dbpedia", "magicoder")
 MISTRAL = "mistralai/Mistral-7B-v0.1"
@@ -162,7 +164,7 @@ def shipped(_shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     import datasets
 
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("EVOSEARCH_CACHE", str(_shipped / "cache"))
+    monkeypatch.setenv("EVOSEARCH_CACHE", str(with_kernels(_shipped / "cache")))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", _shipped / "datasets")
     monkeypatch.chdir(_shipped / "hub")
     recipes = _shipped / "recipes"

@@ -19,7 +19,7 @@ void trim(const Trim& by, float* x, int64_t start, int64_t n) {
 }
 
 // The lanes of elements start ... start + n, rounded up to whole blocks; `start` is a multiple of 8 (philox.py has the definition).
-void lanes(uint64_t key0, uint64_t key1, int64_t start, int64_t n, uint32_t* __restrict out) {
+[[gnu::noinline]] void lanes(uint64_t key0, uint64_t key1, int64_t start, int64_t n, uint32_t* __restrict out) {
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half of a word is its first lane");
     const uint64_t first = static_cast<uint64_t>(start) / 8, blocks = (static_cast<uint64_t>(n) + 7) / 8;
     for (uint64_t b = 0; b < blocks; b++) {  // the processor runs several blocks at a time
@@ -61,14 +61,14 @@ void each_equal(const uint8_t* __restrict bytes, int64_t n, uint8_t value, Hit h
     }
 }
 
-inline int64_t lane_of(const Change& by, int64_t index) {
+[[gnu::noinline]] int64_t lane_of(const Change& by, int64_t index) {
     uint32_t block[8];
     lanes(by.key0, by.key1, index / 8 * 8, 8, block);
     return block[index % 8];
 }
 
 // Drop entries whose lane is `limit` or more. `known` are the upper bytes of all lanes, or null.
-void drop(const Change& by, float* __restrict tau, int64_t start, int64_t n, uint32_t* __restrict lane) {
+[[gnu::noinline]] void drop(const Change& by, float* __restrict tau, int64_t start, int64_t n, uint32_t* __restrict lane) {
     const uint32_t limit = static_cast<uint32_t>(by.limit);
     if (!by.known) {
         lanes(by.key0, by.key1, start, n, lane);
@@ -85,7 +85,7 @@ void drop(const Change& by, float* __restrict tau, int64_t start, int64_t n, uin
 
 // Drop entries whose lane is the limit of their place or more; see `drop`.
 template <typename Place>
-void prune(const Change& by, const Place* places, float* __restrict tau, int64_t start, int64_t n, uint32_t* __restrict lane) {
+[[gnu::noinline]] void prune(const Change& by, const Place* places, float* __restrict tau, int64_t start, int64_t n, uint32_t* __restrict lane) {
     if (by.known) {
         const uint8_t* known = by.known + start;
         uint8_t differ[TILE];
@@ -115,7 +115,7 @@ struct Scratch {
     float* tau(int64_t i) { return rows.data() + i * TILE; }
 };
 
-void change(const Change& by, float* __restrict tau, int64_t start, int64_t n, Scratch& s) {
+[[gnu::noinline]] void change(const Change& by, float* __restrict tau, int64_t start, int64_t n, Scratch& s) {
     if (by.flags & DROP) drop(by, tau, start, n, s.lane);  // before a trim, which is of what is left
     if (by.flags & OUTLIERS) std::memcpy(s.spare, tau, n * sizeof(float));
     if (by.flags & OUTER) trim(by.outer, tau, start, n);
