@@ -107,7 +107,8 @@ def with_kernels(cache: Path) -> Path:
     if library.library() is not None:
         built = library._built()
         (cache / COMPILED).mkdir(parents=True, exist_ok=True)
-        shutil.copy2(built, cache / COMPILED / built.name)
+        if not (cache / COMPILED / built.name).exists():
+            shutil.copy2(built, cache / COMPILED)
     return cache
 
 
