@@ -19,9 +19,9 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard
-from evosearch.search.ledger.database_errors import RecordedTwiceError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.store import SCHEMA
+from evosearch.search.ledger.transactions import RecordedTwiceError
 
 SETS = (
     ItemSet("sums", "evo_sums", (0, 3, 9), ("a", "b", "c"), ("x", "x", "y")),

@@ -1,23 +1,18 @@
 """A search interrupted at any moment, even twice or with its server down, records `stopped` at once."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import sqlalchemy as sa
 
-from evosearch.search.ledger import file_transactions, store, transactions
-from evosearch.search.ledger.database_errors import NoLedgerError
+from evosearch.search.ledger import transactions
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.recorder import Recorder
@@ -69,9 +64,8 @@ def kinds(url: str) -> list[str]:
 
 def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = None) -> BaseException | None:
     """The exception that `recorded_end` raises for a search."""
-    watcher = watcher or Noting()
-    with Ledger.open(url, notice=watcher.note) as ledger, ledger.acquire("one"):
-        recorder = Recorder(ledger, "one", watcher=watcher)
+    with Ledger.open(url) as ledger, ledger.acquire("one"):
+        recorder = Recorder(ledger, "one", watcher=watcher or Noting())
 
         def whole() -> tuple[str, None]:
             recorder.record(STARTED)
@@ -84,22 +78,13 @@ def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = 
     return None
 
 
-OURS = tuple(
-    str(module.__file__)
-    for module in (
-        shutdown,
-        file_transactions,
-        sys.modules[Recorder.__module__],
-        sys.modules[Ledger.append.__module__],
+def test_an_interrupt_at_any_line_is_recorded(tmp_path: Path, no_power_cuts: None) -> None:
+    """The signal is sent at every line of our code that a complete run executes, one run per line."""
+    ours = (
+        shutdown.__file__,
+        sys.modules[Recorder.__module__].__file__,
+        sys.modules[Ledger.append.__module__].__file__,
     )
-)
-# Where an interrupt can become another error, or leave a transaction open
-SQLALCHEMY = tuple(str(module.__file__) for module in (sa.engine.base, sa.pool.base))
-
-
-@pytest.mark.parametrize("files", [OURS, pytest.param(SQLALCHEMY, marks=pytest.mark.slow)], ids=["ours", "sqlalchemy"])
-def test_an_interrupt_at_any_line_is_recorded(files: tuple[str, ...], tmp_path: Path, no_power_cuts: None) -> None:
-    """The signal is sent at every line of some files that a complete run executes, one run per line."""
 
     def traced(at: int, number: int) -> int:
         """Run it, interrupted at its `at`-th line; return the number of lines that it ran."""
@@ -107,7 +92,7 @@ def test_an_interrupt_at_any_line_is_recorded(files: tuple[str, ...], tmp_path: 
 
         def trace(frame: FrameType, what: str, _: Any) -> Any:
             nonlocal passed
-            if frame.f_code.co_filename not in files:
+            if frame.f_code.co_filename not in ours:
                 return None
             if what == "line":
                 passed += 1
@@ -215,131 +200,6 @@ def test_every_step_after_the_start_can_be_interrupted(
         (info,) = ledger.searches()
         assert [event.type for event in ledger.events(info.search_id)] == ["started", "stopped"]
         assert info.stopped == "interrupted"
-
-
-# --- a file that another program has locked -----------------------------------------------------------------------
-
-HOLD = """
-import sqlite3, sys, time
-connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
-connection.execute("BEGIN IMMEDIATE")
-print("held", flush=True)
-time.sleep(float(sys.argv[2]))
-"""
-
-
-@contextmanager
-def locked(ledger: Path, hold_s: float) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that holds the write lock of a file; it is killed at the end."""
-    command = [sys.executable, "-c", HOLD, str(ledger), str(hold_s)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "held\n"
-            yield other
-        finally:
-            other.kill()
-
-
-def test_an_interrupt_while_another_program_locks_the_file_is_recorded_once_it_is_free(tmp_path: Path) -> None:
-    ledger, watcher, began = tmp_path / "ledger.db", Noting(), time.monotonic()
-
-    def search(recorder: Recorder) -> str:
-        nonlocal began
-        other = stack.enter_context(locked(ledger, 4.0))
-        began = time.monotonic()
-        later(0.5)
-        try:
-            recorder.record([("asked", {})])
-        except KeyboardInterrupt:
-            assert time.monotonic() - began < 4.0, "it does not wait for the file"
-            assert other.poll() is None
-            raise
-        raise AssertionError("not reached")
-
-    with ExitStack() as stack:
-        assert isinstance(ended(f"sqlite:///{ledger}", search, watcher), KeyboardInterrupt)
-    assert kinds(f"sqlite:///{ledger}") == ["started", "stopped: interrupted"]
-    assert not any("cannot record" in text for text in watcher.notes)
-    assert any(f"{ledger} is locked by process " in text and "Waiting for up to 10 s" in text for text in watcher.notes)
-
-
-@pytest.mark.parametrize("fails", [False, True], ids=["interrupted", "failed"])
-def test_a_file_that_stays_locked_is_said_with_what_follows(
-    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file_transactions, "LAST_S", 2.0)
-    ledger, watcher, pids = tmp_path / "ledger.db", Noting(), list[int]()
-
-    def search(recorder: Recorder) -> str:
-        pids.append(stack.enter_context(locked(ledger, 600.0)).pid)
-        if fails:
-            raise ZeroDivisionError("by nought")
-        terminate()
-        raise AssertionError("not reached")
-
-    with ExitStack() as stack:
-        if fails:  # which is no hurry: the file is waited for as long as at any other time
-            monkeypatch.setattr(store, "BUSY_S", 2.0)
-        began = time.monotonic()
-        exc = ended(f"sqlite:///{ledger}", search, watcher)
-        assert time.monotonic() - began < SOON_S
-    assert isinstance(exc, ZeroDivisionError if fails else KeyboardInterrupt)
-    reason = "failed: ZeroDivisionError: by nought" if fails else "interrupted"
-    said = f"cannot record that the search stopped ({reason}): ledger: {ledger} is locked by process {pids[0]} (python"
-    assert watcher.notes[-1].startswith(said)
-    assert "the same command resumes the search" in watcher.notes[-1]
-    assert exc.__notes__ == watcher.notes[-1:]
-    assert kinds(f"sqlite:///{ledger}") == ["started"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flag", ["--json", "--progress=auto"])
-def test_the_program_says_that_an_interrupt_is_not_recorded(flag: str, world: World, tmp_path: Path) -> None:
-    """Also with --json, which shows no other notes. The same command then resumes the search."""
-    spec, ledger = world(budget={"candidates": 100_000}), tmp_path / "runs" / "world" / "ledger.db"
-    command = [sys.executable, "-m", "evosearch.cli.main", "run", str(spec), flag]
-
-    def started() -> bool:
-        try:
-            with Ledger.open(f"sqlite:///{ledger}", read_only=True) as opened:
-                return any(len(opened.events(info.search_id, types=["scored"])) > 3 for info in opened.searches())
-        except NoLedgerError:
-            return False
-
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        while not started():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        with locked(ledger, 600.0) as other:
-            process.send_signal(signal.SIGTERM)
-            err = process.communicate(timeout=600)[1]
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, err
-    locker = f"{spec}: ledger: {ledger} is locked by process {other.pid}"
-    said = f"cannot record that the search stopped (interrupted): {locker}"
-    assert err.count(said) == 1, err
-    assert err.rstrip().endswith("Interrupted. Run the same command to resume.")
-    with Ledger.open(f"sqlite:///{ledger}", read_only=True) as opened:
-        (info,) = opened.searches()
-        assert info.stopped is None
-        assert opened.holder(info.search_id) is None
-        before = info.events
-    spec.write_text(spec.read_text().replace("100000", "12"))
-    done = subprocess.run([*command[:-1], "--json"], capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode in (0, 3), done.stderr
-    assert json.loads(done.stdout)["stopped"] == "candidates"
-    with Ledger.open(f"sqlite:///{ledger}", read_only=True) as opened:
-        assert [event.type for event in opened.events(info.search_id, after=before, types=["started", "stopped"])] == [
-            "started",
-            "stopped",
-        ]
-
-
-# --- a server -------------------------------------------------------------------------------------------------------
 
 
 def test_without_the_server_it_ends_in_seconds(postgres: "Postgres", postgres_url: str) -> None:

@@ -9,9 +9,9 @@ from sqlalchemy.engine import Connection
 
 from evosearch.errors import LedgerError
 from evosearch.search.ledger import store
-from evosearch.search.ledger.database_errors import RecordedTwiceError, shown
+from evosearch.search.ledger.database_errors import shown
 from evosearch.search.ledger.rows import checksum
-from evosearch.search.ledger.transactions import Transactions
+from evosearch.search.ledger.transactions import RecordedTwiceError, Transactions
 
 Row = dict[str, Any]
 

@@ -6,7 +6,6 @@ Errors are told apart by SQLite's result codes and by SQLSTATE; the words of a m
 import re
 import sqlite3
 from pathlib import Path
-from typing import Self
 
 import sqlalchemy as sa
 
@@ -48,15 +47,6 @@ class DamagedLedgerError(LedgerError):
     """A ledger whose file or rows are not as they were written."""
 
 
-class RecordedTwiceError(AssertionError):
-    """A unique record would be written twice: a bug, not a user error."""
-
-    @classmethod
-    def of(cls, exc: sa.exc.IntegrityError) -> Self:
-        """Return the error for a violated constraint."""
-        return cls(f"already recorded, or an item set is missing: {exc.orig}")
-
-
 def damaged(url: sa.URL, where: str, what: str) -> DamagedLedgerError:
     """Return the error for a ledger with damage.
 
@@ -90,8 +80,8 @@ def unusable(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
 
 
 def _unusable_file(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
-    code, what = _sqlite_code(exc), f"{shown(url)} cannot be used: {reason_of(exc)}"
-    kind = code & 0xFF  # extended codes add higher bits
+    code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    kind, what = code & 0xFF, f"{shown(url)} cannot be used: {reason_of(exc)}"  # extended codes add higher bits
     if kind == sqlite3.SQLITE_NOTADB:
         what = f"{shown(url)} is not an SQLite database, or its start is damaged"
         next = "Choose another path. A damaged ledger: restore a backup, or use evosearch ledger recover"
@@ -108,15 +98,6 @@ def _unusable_file(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerErr
     if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return LedgerUnavailableError(where, what, next=FREE_DISK_SPACE)
     return LedgerError(where, what, next="Check that it exists and is writable")
-
-
-def is_locked(exc: sa.exc.DBAPIError) -> bool:
-    """Return whether another connection locks an SQLite file."""
-    return _sqlite_code(exc) & 0xFF in _LOCKED
-
-
-def _sqlite_code(exc: sa.exc.DBAPIError) -> int:
-    return getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
 
 
 def _next_at_a_server(url: sa.URL, exc: sa.exc.DBAPIError, reason: str) -> str:

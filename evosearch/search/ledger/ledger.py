@@ -120,7 +120,7 @@ class Ledger:
         return self._database.holder(search_id)
 
     def hurry(self) -> None:
-        """Wait only seconds for the database from now on, because this process is ending. Safe in signal handlers."""
+        """Wait only seconds for a server from now on, because this process is ending. Safe in signal handlers."""
         self._database.hurry()
 
     # --- events -------------------------------------------------------------------------------------------------

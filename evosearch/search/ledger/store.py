@@ -12,20 +12,12 @@ from sqlalchemy.pool import NullPool
 
 from evosearch.errors import LedgerError
 from evosearch.redaction import hidden
-from evosearch.search.ledger.database_errors import (
-    NoLedgerError,
-    damaged,
-    is_locked,
-    is_starting,
-    shown,
-    unusable,
-)
+from evosearch.search.ledger.database_errors import NoLedgerError, damaged, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
 from evosearch.search.ledger.server_access import refuse_settings
 
 SCHEMA = 2  # version of the tables; ledgers with another one are refused
-BUSY_S = 30.0  # wait for the write of another connection to a file
-SLICE_S = 1.0  # SQLite's part of that wait, during which Python handles no signal; `file_transactions` repeats it
+BUSY_S = 30.0  # wait for the write of another connection
 STARTING_S = 30.0  # wait for a server that is starting
 # Advisory locks of a PostgreSQL database, held while creating the tables or counting an opening of a test set
 CREATING, OPENING = 0x65766F5F6C656467, 0x65766F5F6F70656E
@@ -136,7 +128,7 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     except OSError as exc:
         reason = f"the folder {path.parent} cannot be created: {exc.strerror}"
         raise LedgerError(where, reason, next="Choose a writable folder") from None
-    engine = sa.create_engine(url, connect_args={"timeout": min(SLICE_S, BUSY_S)})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
     sa.event.listen(engine, "connect", _configure_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -181,7 +173,7 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
     """
     writer = os.path.exists(f"{path}-wal")
     uri = path.resolve().as_uri() + ("?mode=ro" if writer else "?mode=ro&immutable=1")
-    connection = sqlite3.connect(uri, uri=True, timeout=min(SLICE_S, BUSY_S), check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, check_same_thread=False)
     connection.text_factory, connection.isolation_level = _text, None
     return connection
 
@@ -223,7 +215,7 @@ def check_server(url: str, where: str) -> None:
 
 
 def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool = True) -> None:
-    """Create missing tables and check their version; waits for a server that is starting, and for a locked file.
+    """Create missing tables and check their version; waits for a server that is starting.
 
     Args:
         engine: Engine of `connect`.
@@ -235,14 +227,13 @@ def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool
     Raises:
         LedgerError: It is not a database, has other tables or those of another version, or is not writable.
     """
-    began = time.monotonic()
+    deadline = time.monotonic() + STARTING_S
     while True:
         try:
             version = _prepare(engine, url, where, read_only, keep)
             break
         except sa.exc.DBAPIError as exc:
-            longest_s = BUSY_S if is_locked(exc) else STARTING_S if is_starting(exc) else 0.0
-            if time.monotonic() - began > longest_s:
+            if not is_starting(exc) or time.monotonic() > deadline:
                 raise unusable(url, where, exc) from None
             time.sleep(0.5)
     if version is None or not version.isdigit():

@@ -1,4 +1,4 @@
-"""Transactions on a ledger's database; those on a file are in `file_transactions`.
+"""Transactions on a ledger's database: immediate on a file, with retries on a server.
 
 Servers restart and networks break. A transaction that fails for such a reason is retried on a new connection for
 several minutes. Writers must therefore be able to tell whether an attempt whose answer was lost took effect.
@@ -14,19 +14,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from evosearch.errors import LedgerError, LedgerUnavailableError
-from evosearch.search.ledger.database_errors import RecordedTwiceError, is_transient, reason_of, shown, unusable
-from evosearch.search.ledger.file_transactions import FileTransactions
+from evosearch.search.ledger.database_errors import is_transient, reason_of, shown, unusable
 from evosearch.search.ledger.lock import (
     Holder,
     advisory_holder,
+    file_lock,
+    file_lock_holder,
     identify,
     release_advisory,
     taken,
@@ -45,11 +47,71 @@ LAST_S = 4.0  # wait of a writer that is shutting down for its server, and for e
 WATCH_S = 0.5  # interval of checks for overdue answers
 
 
-class ServerTransactions:
-    """Transactions on a PostgreSQL server, which may be down for a while; see `FileTransactions` for the methods."""
+class RecordedTwiceError(AssertionError):
+    """A unique record would be written twice: a bug, not a user error."""
+
+
+class Transactions:
+    """Transactions on a file, without retries."""
+
+    def __init__(self, engine: Engine, url: sa.URL, where: str, read_only: bool) -> None:
+        self._engine, self._url, self._where, self._read_only = engine, url, where, read_only
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def read(self, work: Callable[[Connection], Result]) -> Result:
+        """Run `work`, which reads, on one snapshot of the database."""
+        try:
+            with self._engine.connect() as connection:
+                return work(connection)
+        except sa.exc.DBAPIError as exc:
+            raise unusable(self._url, self._where, exc) from exc
+
+    def write(self, work: Callable[[Connection], Result]) -> Result:
+        """Run `work`, which writes, in one transaction. On a server it may be called several times.
+
+        Raises:
+            RecordedTwiceError: It violates a uniqueness constraint, or refers to a row that does not exist.
+            LedgerError: The database cannot be written.
+        """
+        assert not self._read_only, "the ledger is opened read-only"
+        try:
+            with self._engine.connect().execution_options(evosearch_write=True) as connection, connection.begin():
+                return work(connection)
+        except sa.exc.IntegrityError as exc:
+            raise _twice(exc) from exc
+        except sa.exc.DBAPIError as exc:
+            raise unusable(self._url, self._where, exc) from exc
+
+    def hurry(self) -> None:
+        """Wait only seconds for a server from now on, because this process is ending. Safe in signal handlers."""
+
+    def holding(self, search_id: str) -> AbstractContextManager[None]:
+        """Hold the lock of a search's writer.
+
+        Raises:
+            LedgerError: Another process or this one holds it already.
+        """
+        return file_lock(self._file, search_id, self._where)
+
+    def holder(self, search_id: str) -> str | None:
+        """Return the process that writes to a search, as far as known."""
+        return file_lock_holder(self._file, search_id)
+
+    @property
+    def _file(self) -> Path:
+        path = sqlite_path(self._url)
+        assert path is not None
+        return path
+
+
+class ServerTransactions(Transactions):
+    """Transactions on a PostgreSQL server, which may be down for a while."""
 
     def __init__(self, engine: Engine, url: sa.URL, where: str, read_only: bool, notice: Callable[[str], None]) -> None:
-        self._engine, self._url, self._where, self._read_only = engine, url, where, read_only
+        super().__init__(engine, url, where, read_only)
         self._patience_s = READERS_PATIENCE_S if read_only else PATIENCE_S
         self._notice = notice
         self._given_up = False  # after a timeout, fail at once until the server answers again
@@ -71,7 +133,7 @@ class ServerTransactions:
         """Close all connections and release the locks."""
         with self._mutex:
             self._drop()
-        self._engine.dispose()
+        super().close()
 
     def read(self, work: Callable[[Connection], Result]) -> Result:
         """Run `work` on one snapshot of the database, with retries."""
@@ -122,7 +184,7 @@ class ServerTransactions:
             try:
                 result = attempt()
             except sa.exc.IntegrityError as exc:
-                raise RecordedTwiceError.of(exc) from exc
+                raise _twice(exc) from exc
             except sa.exc.DBAPIError as exc:
                 if not is_transient(exc):
                     raise unusable(self._url, self._where, exc) from exc
@@ -242,15 +304,12 @@ class ServerTransactions:
             os.close(nothing)
 
 
-Transactions = FileTransactions | ServerTransactions
-
-
 def transactions(
     engine: Engine, url: sa.URL, where: str, read_only: bool, notice: Callable[[str], None]
 ) -> Transactions:
     """Return the transactions for the ledger's URL."""
     if sqlite_path(url) is not None:
-        return FileTransactions(engine, url, where, read_only, notice)
+        return Transactions(engine, url, where, read_only)
     return ServerTransactions(engine, url, where, read_only, notice)
 
 
@@ -267,6 +326,10 @@ def _cut_off(driver: Any) -> None:
         end = socket.socket(fileno=os.dup(driver.fileno()))
         with end:
             end.shutdown(socket.SHUT_RDWR)
+
+
+def _twice(exc: sa.exc.IntegrityError) -> RecordedTwiceError:
+    return RecordedTwiceError(f"already recorded, or an item set is missing: {exc.orig}")
 
 
 _servers: "weakref.WeakSet[ServerTransactions]" = weakref.WeakSet()
