@@ -59,6 +59,7 @@ def test_every_name_that_a_run_writes_is_registered(
     with Watching(*folders) as watching:
         assert evosearch("run", promoted)[0] == 0
         assert evosearch("run", staged)[0] in (0, 3)
+        assert evosearch("report", promoted)[0] == 0
     chosen = {"night", "day", "one", "two", "events.jsonl"}  # by the specs
     assert chosen <= watching.names
     assert {name for name in watching.names - chosen if use_of(name) is None} == set()
