@@ -257,7 +257,12 @@ def problems(
         model.model_validate(data)
     except ValidationError as exc:
         found: dict[tuple[str | int, ...], tuple[InputError, ...]] = {}
+        places = [tuple(item["loc"]) for item in exc.errors(include_url=False)]
         for item in _sorted(exc):  # every member of a union reports an error; only the first is kept
+            if item["type"] == "too_short" and any(
+                place[: len(item["loc"])] == item["loc"] != place for place in places
+            ):
+                continue  # entries are missing because they are invalid
             keys = tuple(_keys_in(data, item["loc"], item["type"] == "missing"))
             found.setdefault(keys, _translate(item, model, data, where, error).problems)
         return [(keys, problem) for keys, each in found.items() for problem in each]

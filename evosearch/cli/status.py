@@ -1,8 +1,14 @@
 """`evosearch status`: all searches in the runs folder, in a ledger, and on a cluster."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import typer
 
 from evosearch.cli.console import ADDRESS, JSON, console, print_json
+
+if TYPE_CHECKING:
+    from evosearch.reporting.status import StatusRow
 
 
 def command(
@@ -13,7 +19,6 @@ def command(
     json: bool = JSON,
 ) -> None:
     """List all searches with their progress, best fitness and promoted model."""
-    from evosearch.cli.status_table import status_table
     from evosearch.jobs.queue import rows
     from evosearch.origins import Secret, name_by_hand
     from evosearch.redaction import hidden
@@ -31,6 +36,14 @@ def command(
         where = f"in {hidden(ledger)}" if ledger else f"in {runs_folder()}"
         console.print(f"no searches {where} yet: start one with evosearch run SPEC", highlight=False, soft_wrap=True)
     elif here or not address:
-        console.print(status_table(here, "Searches" if ledger is None else f"Searches in {hidden(ledger)}"))
+        _show(here, "Searches" if ledger is None else f"Searches in {hidden(ledger)}")
     if address:
-        console.print(status_table(there, f"Searches on {address}"))
+        _show(there, f"Searches on {address}")
+
+
+def _show(rows: "Sequence[StatusRow]", title: str) -> None:
+    from evosearch.cli.status_table import status_table, unreadable
+
+    console.print(status_table(rows, title))
+    for text in unreadable(rows):
+        console.print(text, highlight=False, soft_wrap=True)

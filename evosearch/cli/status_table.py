@@ -33,6 +33,11 @@ def status_table(rows: Sequence[StatusRow], title: str = "Searches") -> Table:
     return table
 
 
+def unreadable(rows: Sequence[StatusRow]) -> list[str]:
+    """Return what is wrong with each ledger that cannot be read, in full: a column would be cut or left out."""
+    return [f"{row.name}: {row.problem}" for row in rows if _unreadable(row) and row.problem]
+
+
 _SPEED = (
     Column[StatusRow]("per minute", lambda row: "" if row.per_minute is None else f"{row.per_minute:.1f}", spare=3),
     Column[StatusRow]("left", lambda row: "" if row.seconds_left is None else duration(row.seconds_left)),
@@ -40,7 +45,7 @@ _SPEED = (
 
 
 def _unreadable(row: StatusRow) -> bool:
-    """Whether the row represents an unreadable ledger, whose problem the last column shows in full."""
+    """Whether the row represents an unreadable ledger, whose problem `unreadable` tells."""
     return row.updated is None
 
 
@@ -75,6 +80,4 @@ def _opened(row: StatusRow) -> str:
 
 
 def _updated(row: StatusRow) -> str:
-    if row.updated is None:
-        return row.problem or ""
-    return clock(row.updated)
+    return "" if row.updated is None else clock(row.updated)

@@ -168,7 +168,9 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
     steps = evaluations(optimizer={"name": "gradient", "population": 2, "batch": 12}, budget={"items": 100})
     assert steps is not None
     assert (steps["candidates"], steps["gradients"]) == (5, 5)  # six documents each, which count three times
-    assert steps["search"] == 16 + 3  # answers: six documents of a task are too few to hold some back
+    assert (
+        steps["search"] == 9 + 3
+    )  # fewer scales fit this budget; answers: six documents of a task are too few to hold some back
     halved = evaluations(search_minibatches=3, budget={"items": 100})
     assert halved is not None
     assert halved["candidates"] == 12  # of eight items each

@@ -151,10 +151,10 @@ class Outline:
         params: Mapping[str, Param],
         where: str,
     ) -> Piece:
-        hole = holes.parse(raw, list(params.values()), self.shape.num_layers, where)
-        if hole.per is not None and self._stacked:
+        if self._stacked and raw.get("per") is not None:
             allowed = "One number per slice; split a slice to give its layers different numbers"
-            raise RecipeError(join(where, "per"), f"'{hole.per}' counts the layers of a complete model", allowed)
+            raise RecipeError(join(where, "per"), f"'{raw['per']}' counts the layers of a complete model", allowed)
+        hole = holes.parse(raw, list(params.values()), self.shape.num_layers, where)
         tensors = self._reached(target[0], pattern, earlier)
         if not tensors:
             what = "this hole has no effect: earlier filters match all tensors"
