@@ -112,7 +112,8 @@ class Hub(Server):
             return 403, {}, b'{"error": "this token cannot write"}'
         if path == "/api/repos/create":
             data = json.loads(body)
-            name, self.private = f"{data['organization']}/{data['name']}", data.get("private")
+            name = f"{data['organization']}/{data['name']}"
+            self.private = {"private": True, "public": False}.get(data.get("visibility"))
             self.repos.setdefault(name, {})
             return self.json({"url": f"{self.url}/{name}", "name": name})
         if path == "/api/validate-yaml":
@@ -159,7 +160,9 @@ class Hub(Server):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.storage.objects[value["oid"]]
-        answer = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.url}/commit/{COMMIT}", "hookOutput": ""}
+        name = next(name for name, own in self.repos.items() if own is files)
+        address = f"{self.url}/{name}/commit/{COMMIT}"
+        answer = {"success": True, "commitOid": COMMIT, "commitUrl": address, "hookOutput": ""}
         return self.json(answer)
 
     @staticmethod

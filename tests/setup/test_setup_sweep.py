@@ -105,14 +105,14 @@ def test_a_spec_without_an_optimizer_has_a_real_one_and_keeps_its_baselines_when
         def note(self, text: str) -> None:
             heard.append(text)
 
-    run(plain(world, {"candidates": 14}), Listener())
+    run(plain(world, {"candidates": 4}), Listener())
     assert any(text.startswith("optimizer: gradient, because every searched number has a derivative") for text in heard)
     assert any(text.startswith("7 baselines come first: ") for text in heard)
     spec = plain(world, {"candidates": 60})
     heard.clear()
     report = run(spec, Listener())
-    assert report.candidates.resumed == 14
-    assert any(text == "continuing: 14 candidates recorded" for text in heard)
+    assert report.candidates.resumed == 4
+    assert any(text == "continuing: 4 candidates recorded" for text in heard)
     assert not any("baselines come first" in text for text in heard)
     with Ledger.open(load_spec(spec).run_dir.ledger, read_only=True) as ledger:
         state = SearchState.from_events(ledger.events(report.search_id))
