@@ -70,7 +70,7 @@ def test_init_asks_for_the_base_on_a_terminal(world: World) -> None:
     folder = world().parent
     code, shown = on_terminal(
         "init", "./expert1", "./expert2", "--suite", "suite.yaml", "-o", "first.yaml",
-        answers=(("Number", "7"), ("Number: 7", "2")),
+        answers=(("Number: ", "7"), ("Number: 7", "2")),
         folder=folder,
     )  # fmt: skip
     assert "Which of these is the base?" in " ".join(shown.split())  # it may be wrapped
