@@ -53,6 +53,17 @@ def test_no_module_changes_the_import_path() -> None:
     assert found == []
 
 
+def test_no_temporary_folder_can_fail_when_it_is_removed() -> None:
+    """A program that ends, or fails, while another thread or process still writes there has nothing to report."""
+    calls = [
+        (path.relative_to(ROOT), call)
+        for path in (ROOT / "evosearch").rglob("*.py")
+        for call in re.findall(r"TemporaryDirectory\(.*", path.read_text("utf-8"))
+    ]
+    assert calls
+    assert [(path, call) for path, call in calls if "ignore_cleanup_errors=True" not in call] == []
+
+
 def test_every_example_names_its_schema() -> None:
     for folder, kind in (("recipes", "spec"), ("evals", "suite")):
         for path in sorted((ROOT / folder).glob("*.yaml")):

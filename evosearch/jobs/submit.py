@@ -42,7 +42,7 @@ def submit(path: Path, address: str, watcher: Watcher, options: Options) -> Subm
     jobs.refuse_open_cluster()
     diagnostics = Diagnostics()
     spec = check_locally(path, diagnostics)
-    with TemporaryDirectory(prefix="evosearch-") as folder:
+    with TemporaryDirectory(prefix="evosearch-", ignore_cleanup_errors=True) as folder:
         packed = pack(path, spec.name, spec.suite, Path(folder), diagnostics)
         diagnostics.raise_all(str(path))
         for text in (*packed.notes, *storage_notes(spec, packed, jobs)):

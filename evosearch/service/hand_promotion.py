@@ -1,8 +1,8 @@
 """Promotions by hand: back to an earlier version, or against the gate with a reason that stays visible."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from evosearch.errors import InputError, LedgerError
 from evosearch.reporting.export import export
@@ -78,7 +78,10 @@ def force_promotion(
     """
     run_dir = find(search)
     registry = _registry(run_dir)
-    with Ledger.open(run_dir.ledger, read_only=True) as ledger, tempfile.TemporaryDirectory() as folder:
+    with (
+        Ledger.open(run_dir.ledger, read_only=True) as ledger,
+        TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         search_id, state = read_search(ledger, run_dir)
         model, wanted = _model(state, name), candidate or (state.gated.winner if state.gated else None)
         if wanted is None:

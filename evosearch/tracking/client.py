@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SADeprecationWarning
 
 from evosearch.errors import TrackingError
+from evosearch.private_folder import PrivateFolder
 from evosearch.redaction import hidden
 from evosearch.tracking.accounts import check_database, kept_account, limit_accounts
 from evosearch.tracking.mirror import describe
@@ -83,8 +83,9 @@ def _create(database: Path) -> None:
     from mlflow import MlflowClient
 
     try:
-        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=database.parent) as folder:
-            draft = Path(folder) / database.name
+        # The program may end while the mirror's thread is here: a `TemporaryDirectory` would be removed under SQLite
+        with PrivateFolder.make(".mlflow-", database.parent) as folder:
+            draft = folder.path / database.name
             uri = f"sqlite:///{draft}"
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)

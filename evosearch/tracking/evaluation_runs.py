@@ -85,7 +85,7 @@ def log_score_tables(uri: str, search_id: str, tables: ScoreTables) -> None:
         if not found:
             raise TrackingError(hidden(uri), "the search has no run yet", next="Run the same command again")
         _log_table(client, found[0].info.run_id, CARDS, table_text(tables.cards))
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             file = Path(folder) / ITEMS
             tables.items.to_parquet(file, index=False)
             client.log_artifact(found[0].info.run_id, str(file))

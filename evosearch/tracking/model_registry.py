@@ -139,7 +139,7 @@ class Registry:
             client = connect(self._uri)
             from mlflow.artifacts import download_artifacts
 
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 source = f"{champion.source}/{RECIPE_FILE}"
                 path = download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=client.tracking_uri)
                 return Path(path).read_text(encoding="utf-8")

@@ -136,3 +136,29 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(TrackingError, match=r"mlflow\.db cannot be created: No space left on device\. Free disk space"):
         connect(f"sqlite:///{tmp_path}/new/mlflow.db")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+ENDED = """
+import sys, threading
+import evosearch.tracking.client as client
+reached = threading.Event()
+def publish(draft, database):
+    reached.set()
+    while True:  # as SQLite, which makes its journal again
+        (draft.parent / "journal").touch()
+client._publish = publish
+threading.Thread(target=client.connect, args=(sys.argv[1],), daemon=True).start()
+assert reached.wait(300)
+"""
+
+
+def test_a_program_may_end_while_its_thread_creates_a_store(tmp_path: Path) -> None:
+    """A draft is left then, and removed by the next one."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-c", ENDED, uri]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert [path.name[:8] for path in tmp_path.iterdir()] == [".mlflow-"]
+    connect(uri).create_experiment("one")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

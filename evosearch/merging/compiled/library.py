@@ -103,7 +103,7 @@ def _built() -> Path:
     if _trusted(file):
         return file
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as draft:
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder, ignore_cleanup_errors=True) as draft:
         made = Path(draft) / file.name
         command = [*compiler, *FLAGS, "-o", str(made), *(str(file) for file in SOURCES if file.suffix == ".cpp")]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)  # noqa: S603
