@@ -1,4 +1,4 @@
-"""tsv_m, iso_c and ace against their definitions in float64 numpy, and where matrices have no full rank."""
+"""tsv_m, iso_c, ace and actmat against their definitions in float64 numpy, and where matrices have no full rank."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from evosearch.merging.registry import method, specs
 
 torch.set_num_threads(1)
 Matrix = NDArray[np.float64]
-NAMES = ("tsv_m", "iso_c", "ace")
+NAMES = ("tsv_m", "iso_c", "ace", "actmat")
 ORIGINS = tuple(Origin(f"{index:064x}", "t") for index in range(6))
 
 
@@ -76,9 +76,15 @@ def ace(taus: list[Matrix], eps: float = 1e-2, threshold: float = 0.3, k_frac: f
     return w + s[:k].mean() * u[:, :k] @ v[:k]
 
 
+def actmat(taus: list[Matrix]) -> Matrix:
+    """The least-squares problem Σ ‖(W − τᵢ)τᵢᵀ‖² of least norm, solved as one system instead of by covariances."""
+    stacked, targets = np.vstack(taus), np.hstack([tau @ tau.T for tau in taus])
+    return np.linalg.lstsq(stacked, targets.T, rcond=None)[0].T
+
+
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (7, 7)])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-@pytest.mark.parametrize(("name", "plain"), [("tsv_m", tsv_m), ("iso_c", iso_c)])
+@pytest.mark.parametrize(("name", "plain"), [("tsv_m", tsv_m), ("iso_c", iso_c), ("actmat", actmat)])
 def test_equals_the_definition(name, plain, shape, count):
     base, parents = models(shape, count)
     expected = base.double() + 0.7 * torch.from_numpy(plain(taus_of(base, parents)))
@@ -117,12 +123,15 @@ def test_tsv_m_of_one_model_is_that_model_and_of_orthogonal_ones_their_sum():
 def test_directions_that_nobody_changes_stay():
     zero, a, b = torch.zeros(5, 4), torch.zeros(5, 4), torch.zeros(5, 4)
     a[0, 1], b[2, 3] = 3.0, 5.0
-    torch.testing.assert_close(merge("tsv_m", zero, [a, b]), a + b, rtol=0, atol=1e-6)
+    for name in ("tsv_m", "actmat"):
+        torch.testing.assert_close(merge(name, zero, [a, b]), a + b, rtol=0, atol=1e-6)
     out = merge("iso_c", zero, [a, b])
     assert out[0, 1].item() == pytest.approx(2.0)  # mean of 5, 3, 0, 0
     assert out[2, 3].item() == pytest.approx(2.0)
     assert int((out.abs() > 1e-6).sum()) == 2
-    torch.testing.assert_close(merge("tsv_m", zero, [a, a.clone()]), a, rtol=0, atol=1e-6)  # not twice
+    for name in ("tsv_m", "actmat"):
+        torch.testing.assert_close(merge(name, zero, [a, a.clone()]), a, rtol=0, atol=1e-6)  # not twice
+        torch.testing.assert_close(merge(name, zero, [a, torch.zeros(5, 4)]), a, rtol=0, atol=1e-6)
     whole = merge("ace", zero, [a, torch.zeros(5, 4)])
     torch.testing.assert_close(whole, merge("ace", zero, [a]), rtol=0, atol=0)
 
