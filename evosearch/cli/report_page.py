@@ -17,6 +17,9 @@ def command(
     analyze: bool = typer.Option(
         False, "--analyze", help="Also open the models: norms, cosines and sign conflicts of their changes."
     ),
+    losses: bool = typer.Option(
+        False, "--losses", help="Also score merges on the lines from base to winner and between parents."
+    ),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
@@ -25,7 +28,7 @@ def command(
 
     watching = watcher(json)
     try:
-        result = write_report(search, out, watching, analyze, allow_pickle)
+        result = write_report(search, out, watching, analyze, losses, allow_pickle)
     finally:
         watching.close()
     if open_page and not webbrowser.open(Path(result.out).absolute().as_uri()):

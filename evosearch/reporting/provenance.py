@@ -113,7 +113,7 @@ def _scores(
     ledger: Ledger, search_id: str, state: SearchState, origin: Origin, folder: Path, dtype: str
 ) -> dict[str, RecordedScore]:
     """Return split → score of a candidate with its baselines and the values of its items."""
-    name, suite, room = state.original(origin.candidate), _suite(state), MOST_VALUES
+    name, suite, room = state.original(origin.candidate), recorded_suite(state), MOST_VALUES
     found: dict[str, RecordedScore] = {}
     for split, interval in origin.scores.items():
         card = state.cards[name, split]
@@ -141,7 +141,7 @@ def _plain(interval: Interval) -> dict[str, Any]:
     return {key: getattr(interval, key) for key in ("value", "lower", "upper", "n")}
 
 
-def _suite(state: SearchState) -> Suite | None:
+def recorded_suite(state: SearchState) -> Suite | None:
     """Return the suite, if its file is still what the search was started with."""
     if state.suite_file is None:
         return None

@@ -191,11 +191,17 @@ def paths(analyzed: Analyzed, scorer: AnalysisScorer, points: int = POINTS) -> t
     found = []
     if len(parents) == 2:
         one, other = parents
-        straight = _path("straight", (one, other), steps, _straight, scorer)
+        straight = line(one, other, scorer, points)
         found += [straight, _path("spherical", (one, other), steps, _spherical, scorer, straight)]
     if base is not None:
-        found += [_path("to base", (base, parent), steps, _straight, scorer) for parent in parents]
+        found += [line(base, parent, scorer, points, "to base") for parent in parents]
     return tuple(found)
+
+
+def line(one: str, other: str, scorer: AnalysisScorer, points: int = POINTS, kind: str = "straight") -> MergePath:
+    """Score merges on the straight line from one model to another. The scorer's fitness must be `gold_logprob`."""
+    steps = [index / (points - 1) for index in range(points)]
+    return _path(kind, (one, other), steps, _straight, scorer)
 
 
 def calibrations(analyzed: Analyzed, scorer: AnalysisScorer) -> tuple[TaskCalibration, ...]:

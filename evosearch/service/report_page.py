@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evosearch.errors import EvosearchError
-from evosearch.reporting.page.write import NOT_OPENED, page_of, write_page
+from evosearch.reporting.page.write import NOT_OPENED, NOT_SCORED, page_of, write_page
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
 from evosearch.setup.loading import read_search
@@ -33,7 +33,12 @@ class PageResult:
 
 
 def write_report(
-    search: str, out: Path | None, watcher: Watcher, analyze: bool = False, allow_pickle: bool = False
+    search: str,
+    out: Path | None,
+    watcher: Watcher,
+    analyze: bool = False,
+    losses: bool = False,
+    allow_pickle: bool = False,
 ) -> PageResult:
     """Write the report of a recorded search, which may still run.
 
@@ -42,6 +47,7 @@ def write_report(
         out: File to write; by default report.html in the search's folder.
         watcher: Shows progress and notes.
         analyze: Also open the models, and compare their weights.
+        losses: Also score merges on the lines between them.
         allow_pickle: Read pickled weights of models without safetensors.
 
     Raises:
@@ -51,12 +57,16 @@ def write_report(
     run_dir = find(search)
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         search_id, _ = read_search(ledger, run_dir)
-        weights = NOT_OPENED
+        weights, lines = NOT_OPENED, NOT_SCORED
         if analyze:
             from evosearch.service.report_weights import weights_section
 
             weights = weights_section(ledger, search_id, watcher, allow_pickle)
-        page = page_of(ledger, search_id, weights)
+        if losses:
+            from evosearch.service.report_losses import losses_section
+
+            lines = losses_section(ledger, search_id, watcher, allow_pickle)
+        page = page_of(ledger, search_id, (weights, lines))
     path = run_dir.folder / REPORT_FILE if out is None else out
     write_page(page, path)
     return PageResult(run_dir.name, search_id, str(path), path.stat().st_size)

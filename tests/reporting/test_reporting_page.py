@@ -19,15 +19,15 @@ from evosearch.reporting.page.facts import Facts
 from evosearch.reporting.page.figures import label
 from evosearch.reporting.page.forest import ALL, leads
 from evosearch.reporting.page.sections import sections
-from evosearch.reporting.page.write import NOT_OPENED, page_of
+from evosearch.reporting.page.write import NOT_OPENED, NOT_SCORED, page_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
-KEYS = ["verdict", "lead", "curve", "splits", "coefficients", "route", "importance", "weights", "front", "guards"]
-KEYS += ["spending", "failures", "recipe", "reproduce"]
+KEYS = ["verdict", "lead", "curve", "splits", "coefficients", "route", "importance", "weights", "losses"]
+KEYS += ["front", "guards", "spending", "failures", "recipe", "reproduce"]
 ROUTE = {"search": True, "models": ["./expert1", "./expert2"], "repeats": 1, "max_hops": 5, "encoding": "threshold"}
 TENSORS = {"low": 0.0, "high": 1.5, "per": "tensor"}
 KINDS: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ def made(spec: Path) -> tuple[dict[str, Section], Facts, str]:
         info = ledger.search_by_name(run_dir.name)
         assert info is not None
         facts = Facts.read(ledger, info.search_id)
-        found = sections(facts, NOT_OPENED)
+        found = sections(facts, (NOT_OPENED, NOT_SCORED))
         return {section.key: section for section in found}, facts, page_of(ledger, info.search_id)
 
 
@@ -378,7 +378,7 @@ def test_a_search_that_has_not_ended_has_a_page(until: str, world: World, tmp_pa
 
         page = page_of(Part(), info.search_id)  # type: ignore[arg-type]
         facts = Facts.read(Part(), info.search_id)  # type: ignore[arg-type]
-        found = {section.key: text_of(section) for section in sections(facts, NOT_OPENED)}
+        found = {section.key: text_of(section) for section in sections(facts, (NOT_OPENED, NOT_SCORED))}
         assert bool(leads(facts)[0]) == (until != "asked")
     assert [attributes["id"] for attributes in Page(page).named("section")] == KEYS
     if until == "asked":

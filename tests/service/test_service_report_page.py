@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+from evosearch.reporting.page.contents import Bullets, Chart
+from evosearch.reporting.page.facts import Facts
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
+from evosearch.service.report_losses import losses_section
 from evosearch.service.report_page import log_page
 from evosearch.service.run import run
+from evosearch.setup.loading import read_search
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -61,6 +66,41 @@ def test_weights_are_compared_on_request_and_only_those_of_the_search(
     assert out.stat().st_mtime_ns == before
 
 
+def test_losses_between_the_models_are_those_that_the_search_measured(
+    world: World, evosearch: Command, tmp_path: Path
+) -> None:
+    spec = world(**SMALL)
+    suite = spec.parent / "suite.yaml"
+    suite.write_text(f"{suite.read_text()}fitness: gold_logprob\n")
+    run(spec, Silent())
+    out = tmp_path / "page.html"
+    code, _, err = evosearch("report", spec, "-o", out, "--losses")
+    assert code == 0, err
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        facts = Facts.read(ledger, read_search(ledger, run_dir)[0])
+        section = losses_section(ledger, facts.search_id, Silent())
+        ends = [facts.card(name, "search") for name in ("base", str(facts.searched))]
+    _, bullets, chart = section.blocks
+    assert isinstance(bullets, Bullets)
+    assert isinstance(chart, Chart)
+    to_winner = chart.data[0]
+    assert to_winner["x"] == pytest.approx([index / 10 for index in range(11)])
+    losses = [-card.fitness.value for card in ends if card is not None]
+    assert [to_winner["y"][0], to_winner["y"][-1]] == pytest.approx(losses, rel=1e-5)
+    assert bullets.texts[0].startswith(f"base → candidate {facts.searched}: barrier ")
+    assert bullets.texts[1].startswith("expert1 → expert2: barrier ")
+    assert chart.table.rows[0][1] == f"{losses[0]:.4f}"
+    assert all(text.split(":")[0] in out.read_text() for text in bullets.texts)
+
+    before = out.read_bytes()
+    suite.write_text(suite.read_text().replace("fitness: gold_logprob", "fitness: margin"))
+    code, _, err = evosearch("report", spec, "-o", out, "--losses")
+    assert code == 2
+    assert f"{suite}: the suite is gone, or has changed since the search. Restore it, or leave out --losses" in err
+    assert out.read_bytes() == before
+
+
 def test_bad_input_exits_with_2_and_writes_nothing(world: World, evosearch: Command, tmp_path: Path) -> None:
     code, _, err = evosearch("report", "nothing", "-o", tmp_path / "page.html")
     assert code == 2
@@ -94,8 +134,6 @@ def test_the_end_of_a_run_logs_the_page_in_mlflow(world: World, tmp_path: Path) 
 
 def test_a_store_that_fails_is_a_note(world: World, tmp_path: Path) -> None:
     from dataclasses import replace
-
-    from evosearch.search.ledger.ledger import Ledger
 
     spec = world(**SMALL)
     report = run(spec, Silent())

@@ -1,6 +1,6 @@
 """The sections of the page, in their order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from evosearch.reporting.page.coefficients import coefficients
 from evosearch.reporting.page.contents import Section
@@ -18,7 +18,7 @@ from evosearch.reporting.page.spending import spending
 from evosearch.reporting.page.split_changes import splits
 from evosearch.reporting.page.verdict import verdict
 
-BEFORE_WEIGHTS: tuple[Callable[[Facts], Section], ...] = (
+BEFORE_MODELS: tuple[Callable[[Facts], Section], ...] = (
     verdict,
     forest,
     curve,
@@ -27,15 +27,15 @@ BEFORE_WEIGHTS: tuple[Callable[[Facts], Section], ...] = (
     route,
     importance,
 )
-AFTER_WEIGHTS: tuple[Callable[[Facts], Section], ...] = (front, guards, spending, failures, recipe, reproduction)
+AFTER_MODELS: tuple[Callable[[Facts], Section], ...] = (front, guards, spending, failures, recipe, reproduction)
 
 
-def sections(facts: Facts, weights: Section) -> list[Section]:
+def sections(facts: Facts, of_models: Sequence[Section]) -> list[Section]:
     """Return all sections.
 
     Args:
         facts: The search.
-        weights: Figures of the models' weights, or why they are left out.
+        of_models: Sections for which the models are opened, or why they are left out.
     """
-    before, after = ([make(facts) for make in makers] for makers in (BEFORE_WEIGHTS, AFTER_WEIGHTS))
-    return [*before, weights, *after]
+    before, after = ([make(facts) for make in makers] for makers in (BEFORE_MODELS, AFTER_MODELS))
+    return [*before, *of_models, *after]

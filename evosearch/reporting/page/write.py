@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,22 +19,26 @@ WEIGHTS = "Weights of the models"
 NOT_OPENED = Section(
     "weights", WEIGHTS, (Text("Left out: models are only opened on request, by evosearch report NAME --analyze."),)
 )
+LOSSES = "Loss between the models"
+NOT_SCORED = Section(
+    "losses", LOSSES, (Text("Left out: merges are only scored on request, by evosearch report NAME --losses."),)
+)
 
 
-def page_of(ledger: Ledger, search_id: str, weights: Section = NOT_OPENED) -> str:
+def page_of(ledger: Ledger, search_id: str, of_models: Sequence[Section] = (NOT_OPENED, NOT_SCORED)) -> str:
     """Return the page of a search as HTML.
 
     Args:
         ledger: Its ledger.
         search_id: Its id.
-        weights: The section on the models' weights.
+        of_models: The sections on the models' weights and on the losses between them.
 
     Raises:
         LedgerError: The ledger is damaged, or another version's.
     """
     facts = Facts.read(ledger, search_id)
     now = datetime.fromtimestamp(time.time(), UTC)
-    return render(facts.state.name, sections(facts, weights), f"{now:%Y-%m-%d %H:%M} UTC")
+    return render(facts.state.name, sections(facts, of_models), f"{now:%Y-%m-%d %H:%M} UTC")
 
 
 def write_page(page: str, path: Path) -> None:
