@@ -36,7 +36,7 @@ def missing() -> str | None:
     try:
         import selenium  # noqa: F401
     except ImportError:
-        return "selenium is not installed (pip install selenium)"
+        return "selenium is not installed (./scripts/setup test)"
     return None
 
 

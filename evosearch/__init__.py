@@ -11,7 +11,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evosearch.api import analyze, check, diff, export, init, leaderboard, load_recipe, load_spec, merge, run, score
+    from evosearch.api import (
+        analyze,
+        check,
+        diff,
+        export,
+        init,
+        leaderboard,
+        load_recipe,
+        load_spec,
+        merge,
+        push,
+        report,
+        run,
+        score,
+        verify,
+    )
     from evosearch.errors import EvosearchError, InputError
     from evosearch.merging.registry import merge_method
     from evosearch.preflight.check import CheckReport
@@ -25,7 +40,10 @@ if TYPE_CHECKING:
     from evosearch.service.diff import DiffReport
     from evosearch.service.init_draft import InitReport
     from evosearch.service.merge import MergeReport
+    from evosearch.service.push import PushReport
+    from evosearch.service.report_page import PageResult
     from evosearch.service.score import ScoreReport
+    from evosearch.service.verify import VerifyReport
 
 __version__ = "0.2.0"
 __all__ = [
@@ -39,8 +57,10 @@ __all__ = [
     "Leaderboard",
     "MergeReport",
     "Option",
+    "PageResult",
     "Param",
     "Progress",
+    "PushReport",
     "RunReport",
     "ScoreReport",
     "VerifyReport",
@@ -56,6 +76,8 @@ __all__ = [
     "merge",
     "merge_method",
     "optimizer",
+    "push",
+    "report",
     "run",
     "score",
     "verify",
@@ -75,6 +97,8 @@ _MODULES = {  # the other names, which are the commands, are in `evosearch.api`
     "evosearch.service.diff": ("DiffReport",),
     "evosearch.service.init_draft": ("InitReport",),
     "evosearch.service.merge": ("MergeReport",),
+    "evosearch.service.push": ("PushReport",),
+    "evosearch.service.report_page": ("PageResult",),
     "evosearch.service.score": ("ScoreReport",),
     "evosearch.service.verify": ("VerifyReport",),
 }

@@ -5,7 +5,7 @@ allowed values and the closest known name.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -15,14 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from evosearch.errors import InputError, did_you_mean, in_one
-from evosearch.untrusted import MAX_INTEGER, boundary, read_text, shown
+from evosearch.strict_yaml import MAX_DEPTH, StrictLoader, short
+from evosearch.untrusted import boundary, read_text
 
 MAX_BYTES = (
     2**20
 )  # the parser needs seconds for it; a recipe with a number for each tensor of eight 7B experts is half of it
-MAX_VALUES = 200_000  # keys and values of a file; the same recipe has 25,000
-MAX_DEPTH = 64  # levels of nesting; a recipe needs ten
-MAX_REPEATED = 100_000  # values repeated by aliases; a few lines can expand to billions
 
 
 class Document(BaseModel):
@@ -45,132 +43,6 @@ class Document(BaseModel):
 
 M = TypeVar("M", bound=BaseModel)
 UNKNOWN = "unknown key"
-_TAG = "tag:yaml.org,2002:"
-
-
-class _Loader(yaml.SafeLoader):
-    """Strict safe YAML: only text, numbers, true, false, null, lists and mappings.
-
-    Duplicate keys are errors, 1e-3 is a number, and 2026-01-01 is text.
-    """
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._values = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self._values += 1
-        if self._values > MAX_VALUES:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES} keys and values", mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
-
-    def get_node(self) -> yaml.Node | None:
-        node: yaml.Node | None = super().get_node()
-        if node is not None:
-            _check_size(node)
-        return node
-
-
-def _check_size(root: yaml.Node) -> None:
-    """Reject documents that are nested too deeply, refer to themselves, or expand too much by aliases."""
-    measured: dict[int, tuple[int, int] | None] = {}  # node → (values, levels); None while in progress
-
-    def measure(node: yaml.Node) -> tuple[int, int]:
-        if id(node) not in measured:
-            measured[id(node)] = None
-            below = [measure(child) for child in _children(node)]
-            values, levels = 1 + sum(size for size, _ in below), 1 + max((height for _, height in below), default=0)
-            if levels > MAX_DEPTH:
-                raise _refusal(node, f"nested more than {MAX_DEPTH} levels deep")
-            measured[id(node)] = values, levels
-        found = measured[id(node)]
-        if found is None:
-            raise _refusal(node, "an alias refers to itself")
-        return found
-
-    if measure(root)[0] > len(measured) + MAX_REPEATED:
-        raise _refusal(root, f"aliases expand to more than {MAX_REPEATED} values")
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [child for pair in node.value for child in pair]
-    return node.value if isinstance(node, yaml.SequenceNode) else []
-
-
-def _refusal(node: yaml.Node, problem: str) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise _refusal(key_node, f"key {key!r} is not text; put it in quotes to make it text")
-        if key in seen:
-            raise _refusal(key_node, f"duplicate key '{key}'")
-        seen.add(key)
-    loader.flatten_mapping(node)
-    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
-
-
-def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
-    value = str(loader.construct_scalar(node))
-    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise _refusal(node, "invalid character (\\0 or an unpaired surrogate)")
-    return value
-
-
-def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
-    return list(loader.construct_sequence(node, deep=True))
-
-
-def _scalar(construct: Callable[[_Loader, yaml.ScalarNode], Any]) -> Callable[[_Loader, yaml.ScalarNode], Any]:
-    """Wrap a scalar constructor of PyYAML, which raises various exceptions for values such as `!!int x`."""
-
-    def checked(loader: _Loader, node: yaml.ScalarNode) -> Any:
-        try:
-            return construct(loader, node)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise _refusal(node, f"{_short(node.value)} is not a valid {node.tag.removeprefix(_TAG)}") from None
-
-    return checked
-
-
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
-    number = int(yaml.SafeLoader.construct_yaml_int(loader, node))
-    if abs(number) >= MAX_INTEGER:
-        raise _refusal(node, f"{shown(node.value)} is too large; whole numbers are below 2^63")
-    return number
-
-
-def _foreign(loader: _Loader, node: yaml.Node) -> Any:
-    raise _refusal(node, f"unknown tag {node.tag}")
-
-
-_FLOAT = (
-    r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|nan))$"
-)
-_Loader.yaml_constructors = {
-    f"{_TAG}null": _scalar(yaml.SafeLoader.construct_yaml_null),
-    f"{_TAG}bool": _scalar(yaml.SafeLoader.construct_yaml_bool),
-    f"{_TAG}int": _scalar(_integer),
-    f"{_TAG}float": _scalar(yaml.SafeLoader.construct_yaml_float),
-    f"{_TAG}str": _text,
-    f"{_TAG}seq": _sequence,
-    f"{_TAG}map": _mapping,
-    None: _foreign,
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(f"{_TAG}float", re.compile(_FLOAT), list("-+0123456789."))
 
 
 def parse(text: str, where: str, error: type[InputError]) -> dict[str, Any]:
@@ -201,7 +73,7 @@ def parse_all(text: str, where: str, error: type[InputError]) -> list[dict[str, 
     """
     with boundary(where, error, "invalid YAML"):
         try:
-            found = list(yaml.load_all(text, Loader=_Loader))
+            found = list(yaml.load_all(text, Loader=StrictLoader))
         except yaml.YAMLError as exc:
             raise error(where, f"invalid YAML: {_yaml_reason(exc)}") from None
         except RecursionError:
@@ -257,8 +129,9 @@ def problems(
         model.model_validate(data)
     except ValidationError as exc:
         found: dict[tuple[str | int, ...], tuple[InputError, ...]] = {}
-        places = [tuple(item["loc"]) for item in exc.errors(include_url=False)]
-        for item in _sorted(exc):  # every member of a union reports an error; only the first is kept
+        errors = _sorted(exc)
+        places = [tuple(item["loc"]) for item in errors]
+        for item in errors:  # every member of a union reports an error; only the first is kept
             if item["type"] == "too_short" and any(
                 place[: len(item["loc"])] == item["loc"] != place for place in places
             ):
@@ -324,7 +197,7 @@ def _translate(
         return in_one(place, [error(at, cause.what, cause.allowed, cause.next) for at, cause in placed])
     if detail["type"] == "value_error":
         return error(place, message)
-    return error(place, f"{message}, got {_short(detail['input'])}", next=_near_word(detail))
+    return error(place, f"{message}, got {short(detail['input'])}", next=_near_word(detail))
 
 
 def _near_word(detail: ErrorDetails) -> str | None:
@@ -394,8 +267,3 @@ def _yaml_reason(exc: yaml.YAMLError) -> str:
 
 def _kind(data: Any) -> str:
     return "an empty file" if data is None else f"a {type(data).__name__}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""What the models of `init` show: their base, their vocabularies, and whether they can be merged."""
+"""Facts about the models of `init`: their base, their vocabularies, and whether they can be merged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -19,6 +19,7 @@ from evosearch.tracking.accounts import check_database, kept_account, limit_acco
 from evosearch.tracking.mirror import describe
 
 ARTIFACTS = "mlartifacts"  # folder next to a SQLite store
+SEARCH_TAG = "evosearch.search_id"  # tag of the search's run; candidates have `search_id`
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 # Defaults, set before mlflow is imported. mlflow's retries are off because a request whose response was lost may have
@@ -164,6 +165,12 @@ def pages(query: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
 def find_runs(client: Any, experiment_ids: list[str], query: str) -> list[Any]:
     """Return all matching runs of some experiments."""
     return list(pages(client.search_runs, experiment_ids, query)) if experiment_ids else []
+
+
+def search_runs(client: Any, search_id: str) -> list[Any]:
+    """Return the runs in all experiments that are those of a search itself; one, or none if nothing was mirrored."""
+    experiments = [found.experiment_id for found in pages(client.search_experiments)]
+    return find_runs(client, experiments, f"tags.`{SEARCH_TAG}` = '{search_id}'")
 
 
 def run_ids(uri: str, search_id: str, candidate: str | None = None) -> dict[str, str]:

@@ -19,10 +19,10 @@ import pandas as pd
 from evosearch.errors import TrackingError
 from evosearch.redaction import hidden
 from evosearch.tracking.changes import FINISHED
-from evosearch.tracking.client import as_tracking_errors, connect, find_runs, pages
+from evosearch.tracking.client import as_tracking_errors, connect, find_runs, search_runs
 from evosearch.tracking.inputs import RunInput, log_inputs
 from evosearch.tracking.metrics import MAX_NAME
-from evosearch.tracking.mlflow import PARENT_TAG, SEARCH_TAG, SOURCE, user_name
+from evosearch.tracking.mlflow import PARENT_TAG, SOURCE, user_name
 from evosearch.tracking.roles import ROLE, STATE
 
 TABLES = "mlflow.loggedArtifacts"  # tag of a run: which of its artifacts are tables
@@ -80,8 +80,7 @@ def log_score_tables(uri: str, search_id: str, tables: ScoreTables) -> None:
     """
     with as_tracking_errors(uri):
         client = connect(uri)
-        experiments = [found.experiment_id for found in pages(client.search_experiments)]
-        found = find_runs(client, experiments, f"tags.`{SEARCH_TAG}` = '{search_id}'")
+        found = search_runs(client, search_id)
         if not found:
             raise TrackingError(hidden(uri), "the search has no run yet", next="Run the same command again")
         _log_table(client, found[0].info.run_id, CARDS, table_text(tables.cards))

@@ -13,7 +13,7 @@ from evosearch.errors import TrackingError
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan
-from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
+from evosearch.tracking.client import ARTIFACTS, SEARCH_TAG, connect, find_runs, load_mlflow, run_ids, sqlite_file
 from evosearch.tracking.inputs import log_inputs
 from evosearch.tracking.mirror import EventReader, Mirror
 from evosearch.tracking.model_registry import Champion, Registry
@@ -27,7 +27,6 @@ from evosearch.tracking.view import EXPERIMENT, RUN, leaderboard_path
 __all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment"]
 
 CURSOR = "evosearch.mirrored_seq"  # tag of the search's run: all events up to it are mirrored
-SEARCH_TAG = "evosearch.search_id"  # tag of the search's run; candidates have `search_id`
 PARENT_TAG = "mlflow.parentRunId"
 SOURCE = {"mlflow.source.name": "evosearch", "mlflow.source.type": "LOCAL"}
 

@@ -1,9 +1,8 @@
 """The report of a search as artifact of its run in MLflow."""
 
-from evosearch.tracking.client import as_tracking_errors, connect, find_runs, pages, sqlite_file
+from evosearch.tracking.client import as_tracking_errors, connect, search_runs, sqlite_file
 
 REPORT_FILE = "report.html"
-SEARCH_TAG = "evosearch.search_id"  # tag of the search's run
 
 
 def log_report(uri: str, search_id: str, page: str) -> bool:
@@ -25,8 +24,7 @@ def log_report(uri: str, search_id: str, page: str) -> bool:
         return False  # connecting would create it
     with as_tracking_errors(uri):
         client = connect(uri)
-        experiments = [found.experiment_id for found in pages(client.search_experiments)]
-        runs = find_runs(client, experiments, f"tags.`{SEARCH_TAG}` = '{search_id}'")
+        runs = search_runs(client, search_id)
         for run in runs[:1]:
             client.log_text(run.info.run_id, page, REPORT_FILE)
     return bool(runs)

@@ -245,6 +245,16 @@ def test_an_adapter_is_pushed_for_its_base(search: str, hub: Hub, evosearch: Evo
     assert b"library_name: peft" in hub.repos["me/lora"]["README.md"]
 
 
+def test_the_function_pushes_what_the_command_does(search: str, hub: Hub) -> None:
+    import evosearch as package
+
+    report = package.push(search, "me/lora", format="adapter", candidate="3", save_modules=True, private=False)
+    assert (report.url, report.commit, report.candidate) == (f"{hub.url}/me/lora", COMMIT, "3")
+    assert hub.private is False
+    assert hub.repos["me/lora"].keys() == report.files.keys()
+    assert "adapter_model.safetensors" in report.files
+
+
 def test_nothing_is_sent_without_the_word(
     search: str, hub: Hub, evosearch: Evosearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

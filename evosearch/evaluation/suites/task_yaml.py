@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from evosearch.documents import MAX_BYTES, MAX_DEPTH
+from evosearch.documents import MAX_BYTES
 from evosearch.errors import SuiteError
+from evosearch.strict_yaml import MAX_DEPTH
 from evosearch.untrusted import boundary, decode, read_bytes
 
 _QUICK = 300  # levels that libyaml and PyYAML read without harm

@@ -1,4 +1,4 @@
-"""What the sections of a page read: a recorded search, its leaderboard, and the names of its models."""
+"""Facts for the sections of a page: a recorded search, its leaderboard, and the names of its models."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What picking the best of many models by few items is worth by itself.
+"""The lead that picking the best of many models by few items gives by itself.
 
 Of N equally good models the best one on n items looks better than it is. How much follows from the recorded items:
 with every model's own mean removed, all are equally good, and only their luck on single items is left, with its

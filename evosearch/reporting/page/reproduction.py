@@ -1,4 +1,4 @@
-"""How to repeat the search: commands, spec, versions, and the inputs by hash."""
+"""The section on repeating the search: commands, spec, versions, and the inputs by hash."""
 
 import shlex
 from collections.abc import Mapping

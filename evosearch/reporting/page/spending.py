@@ -1,4 +1,4 @@
-"""Where the time went, by phase and step; money is not on record."""
+"""The section on time spent, by phase and step; money is not on record."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

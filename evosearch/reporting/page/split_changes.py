@@ -1,4 +1,4 @@
-"""What each finalist lost from split to split, and what picking the best of many is worth by itself."""
+"""The section on what each finalist lost from split to split, and on what picking the best of many gives by itself."""
 
 from typing import Any
 

@@ -1,38 +1,25 @@
-"""The commands as functions: the same services as the command line, with typed results and errors.
-
-Every function imports what it needs when it is called. Wrong input raises `evosearch.InputError`, with the file and the
-key; anything else that goes wrong raises `evosearch.EvosearchError`. Nothing is printed unless a `watcher` is given:
-an object with the methods of `evosearch.Watcher`, which receives progress and notes. While a function runs, the process
-has the umask 077, or $EVOSEARCH_UMASK.
-"""
+"""Public functions on searches, from the first spec to the verified winner."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
-from evosearch.environment import telemetry_off
+from evosearch.api.arguments import PathLike, as_given, watching
 from evosearch.umask import private_files
 
 if TYPE_CHECKING:
     from evosearch.preflight.check import CheckReport
-    from evosearch.recipe.schema import Recipe
     from evosearch.reporting.export import ExportResult
     from evosearch.reporting.leaderboard import Leaderboard
     from evosearch.reporting.report import RunReport
     from evosearch.search.progress import Watcher
-    from evosearch.service.analyze import AnalyzeReport
-    from evosearch.service.diff import DiffReport
     from evosearch.service.init_draft import InitReport
-    from evosearch.service.merge import MergeReport
-    from evosearch.service.score import ScoreReport
+    from evosearch.service.push import PushReport
+    from evosearch.service.report_page import PageResult
     from evosearch.service.verify import VerifyReport
     from evosearch.spec.spec import SearchSpec
     from evosearch.spec.stages import StagedSpec
-
-PathLike: TypeAlias = str | os.PathLike[str]
-
-telemetry_off()  # before the libraries that read these variables are imported
 
 
 @private_files()
@@ -68,10 +55,10 @@ def init(
     """
     from evosearch.service.init import init
 
-    named = [_as_given(model) for model in models]
-    given = None if base is None else _as_given(base)
+    named = [as_given(model) for model in models]
+    given = None if base is None else as_given(base)
     tasks = None if suite is None else os.fspath(suite)
-    return init(named, Path(out), _watching(watcher), given, tasks, None, allow_pickle, allow_unrelated)
+    return init(named, Path(out), watching(watcher), given, tasks, None, allow_pickle, allow_unrelated)
 
 
 @private_files()
@@ -107,7 +94,7 @@ def check(
     """
     from evosearch.preflight.check import check
 
-    return check(Path(path), dry_run, _watching(watcher), allow_pickle, model, weights, allow_unrelated)
+    return check(Path(path), dry_run, watching(watcher), allow_pickle, model, weights, allow_unrelated)
 
 
 @private_files()
@@ -145,167 +132,42 @@ def run(
     """
     from evosearch.service.run import run
 
-    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle, unverified, allow_unrelated)
+    return run(Path(spec), watching(watcher), continue_from_best, allow_pickle, unverified, allow_unrelated)
 
 
 @private_files()
-def score(
-    model: PathLike,
-    suite: PathLike,
+def report(
+    search: PathLike,
+    out: PathLike | None = None,
     *,
-    split: str = "search",
-    items: PathLike | None = None,
+    analyze: bool = False,
+    losses: bool = False,
     allow_pickle: bool = False,
     watcher: "Watcher | None" = None,
-) -> "ScoreReport":
-    """Score a model or a recipe on one split of a suite, in this process.
+) -> "PageResult":
+    """Write the report of a search, which may still run, as one HTML page.
 
     Args:
-        model: A model (folder, hub id, `zoo:NAME`), or a recipe file.
-        suite: The suite file.
-        split: `search`, `validation` or `test`; scoring on `test` is recorded.
-        items: File to write one JSON line per item to.
+        search: A search: its name (`name.stage` for a stage), run directory or spec file.
+        out: File to write; by default report.html in the search's folder.
+        analyze: Also open the models, and compare their weights.
+        losses: Also score merges on the lines from base to winner and between parents.
         allow_pickle: Read pickled weights of models without safetensors.
         watcher: Receives progress and notes.
 
     Raises:
-        InputError: The model, recipe, suite or split is wrong.
-        EvosearchError: The model cannot be scored.
+        LedgerError: There is no such search.
+        InputError: The file cannot be written, or models or suite changed since the search.
 
     Examples:
         >>> import evosearch
-        >>> report = evosearch.score("./base", "suite.yaml", split="validation")
-        >>> report.tasks["choice"].metric, report.tasks["choice"].n
-        ('acc', 10)
+        >>> evosearch.report("night", "night.html").search
+        'night'
     """
-    from evosearch.service.score import score
+    from evosearch.service.report_page import write_report
 
-    file = None if items is None else Path(items)
-    return score(_reference(model), Path(suite), split, file, _watching(watcher), allow_pickle)
-
-
-@private_files()
-def merge(
-    recipe: PathLike,
-    out: PathLike,
-    *,
-    allow_pickle: bool = False,
-    allow_unrelated: bool = False,
-    watcher: "Watcher | None" = None,
-) -> "MergeReport":
-    """Merge the models of a recipe and write an ordinary checkpoint.
-
-    Args:
-        recipe: The recipe file.
-        out: Folder to write; it must be empty or not exist.
-        allow_pickle: Read pickled weights of models without safetensors.
-        allow_unrelated: Merge models that share no base, which are refused otherwise.
-        watcher: Receives progress and notes.
-
-    Raises:
-        InputError: The recipe is wrong, its models cannot be merged, or `out` is not empty.
-
-    Examples:
-        >>> import evosearch
-        >>> evosearch.merge("mean.yaml", "merged").tensors
-        30
-    """
-    from evosearch.service.merge import merge
-
-    return merge(Path(recipe), Path(out), _watching(watcher), allow_pickle, allow_unrelated)
-
-
-@private_files()
-def diff(
-    base: PathLike,
-    model: PathLike,
-    out: PathLike,
-    *,
-    allow_pickle: bool = False,
-    allow_unrelated: bool = False,
-    watcher: "Watcher | None" = None,
-) -> "DiffReport":
-    """Write the task vector of a model, its difference from a base, as a folder that recipes take as a model.
-
-    Args:
-        base: The base (folder, hub id, `zoo:NAME`).
-        model: A model of the same architecture, `model+adapter`, or a recipe file.
-        out: Folder to write; it must be empty or not exist.
-        allow_pickle: Read pickled weights of models without safetensors.
-        allow_unrelated: Accept a model that is no fine-tune of the base.
-        watcher: Receives progress and notes.
-
-    Raises:
-        InputError: A model is wrong, the two do not fit together, or `out` is not empty.
-
-    Examples:
-        >>> import evosearch
-        >>> evosearch.diff("./base", "./expert1", "vector").unchanged
-        0
-    """
-    from evosearch.service.diff import diff
-
-    return diff(_reference(base), _reference(model), Path(out), _watching(watcher), allow_pickle, allow_unrelated)
-
-
-@private_files()
-def analyze(
-    models: "PathLike | Sequence[PathLike]",
-    *,
-    base: PathLike | None = None,
-    suite: PathLike | None = None,
-    leave_one_out: bool = False,
-    path: bool = False,
-    calibration: bool = False,
-    split: Literal["search", "validation"] = "search",
-    points: int = 11,
-    top: int = 8,
-    allow_pickle: bool = False,
-    watcher: "Watcher | None" = None,
-) -> "AnalyzeReport":
-    """Compare the task vectors of models by layer and module, or score merges of them on a suite.
-
-    Args:
-        models: A recipe file, or models.
-        base: Base that changes are measured from; default: that of the recipe.
-        suite: Suite file for the next three options.
-        leave_one_out: Score a recipe's merge without each parent.
-        path: Score merges on the lines between two models, and from the base to each.
-        calibration: Measure the calibration of choices.
-        split: Split to score on.
-        points: Number of merges on a path, with both ends.
-        top: Number of singular vectors whose subspaces are compared.
-        allow_pickle: Read pickled weights of models without safetensors.
-        watcher: Receives progress and notes.
-
-    Returns:
-        The figures that were asked; without any of the three options those of the weights.
-
-    Raises:
-        InputError: The models, the suite or an option is wrong.
-        EvosearchError: A merge cannot be scored.
-
-    Examples:
-        >>> import evosearch
-        >>> report = evosearch.analyze(["./expert1", "./expert2"], base="./base")
-        >>> [row.name for row in report.weights.layers]
-        ['embeddings', 'layer 0', 'layer 1', 'layer 2', 'final_norm', 'head']
-    """
-    from evosearch.service.analyze import AnalyzeOptions, analyze
-
-    listed = [models] if isinstance(models, str | os.PathLike) else models
-    options = AnalyzeOptions(
-        base=None if base is None else _reference(base),
-        leave_one_out=leave_one_out,
-        path=path,
-        calibration=calibration,
-        suite=None if suite is None else Path(suite),
-        split=split,
-        points=points,
-        top=top,
-        allow_pickle=allow_pickle,
-    )
-    return analyze([_reference(one) for one in listed], options, _watching(watcher))
+    file = None if out is None else Path(out)
+    return write_report(os.fspath(search), file, watching(watcher), analyze, losses, allow_pickle)
 
 
 @private_files()
@@ -348,8 +210,45 @@ def export(
     from evosearch.reporting.export import export
 
     name, key = os.fspath(search), None if sign is None else Path(sign)
-    options = (candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle, key)
+    options = (candidate, overwrite, watching(watcher), rank, save_modules, allow_pickle, key)
     return export(name, format, Path(out), *options)
+
+
+@private_files()
+def push(
+    search: PathLike,
+    hub_id: str,
+    *,
+    format: Literal["checkpoint", "adapter"] = "checkpoint",
+    candidate: str | None = None,
+    private: bool = True,
+    rank: int | None = None,
+    save_modules: bool = False,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "PushReport":
+    """Export one candidate of a search and upload it with its model card to a hub; nothing is asked before.
+
+    Args:
+        search: A search: its name (`name.stage` for a stage), run directory or spec file.
+        hub_id: The model on the hub, `org/name`: of Hugging Face's, or of the one of $HF_ENDPOINT.
+        format: Format to upload.
+        candidate: Candidate or baseline; by default the promoted one.
+        private: Make a new model private.
+        rank: Maximum rank of an adapter; 32 by default.
+        save_modules: Store changed weights that are not linear in full, next to an adapter's A and B.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Raises:
+        LedgerError: There is no such search or candidate, or nothing was promoted and no candidate is named.
+        InputError: The hub id, the hub or its token is wrong, or the models changed since the search.
+        EvosearchError: The upload failed.
+    """
+    from evosearch.service.push import push
+
+    options = (candidate, private, lambda plan: True, watching(watcher), rank, save_modules, allow_pickle)
+    return push(os.fspath(search), hub_id, format, *options)
 
 
 @private_files()
@@ -386,7 +285,7 @@ def verify(
     from evosearch.service.verify import verify
 
     file, public = (None if one is None else Path(one) for one in (suite, key))
-    return verify(Path(recipe), _watching(watcher), scores, file, allow_pickle, public)
+    return verify(Path(recipe), watching(watcher), scores, file, allow_pickle, public)
 
 
 @private_files()
@@ -430,40 +329,3 @@ def load_spec(path: PathLike) -> "SearchSpec | StagedSpec":
     from evosearch.spec.stages import load
 
     return load(Path(path))
-
-
-def load_recipe(path: PathLike, *, name: str | None = None) -> "Recipe":
-    """Read and validate a recipe; models are not opened.
-
-    Args:
-        path: The recipe file. Relative references are resolved against its folder.
-        name: Name of the document to read, in a file of several; by default the one without a name, or else the last.
-
-    Raises:
-        RecipeError: The file is missing, or one of its documents is not a recipe.
-
-    Examples:
-        >>> import evosearch
-        >>> recipe = evosearch.load_recipe("mean.yaml")
-        >>> recipe.merge_method, len(recipe.models)
-        ('linear', 2)
-    """
-    from evosearch.recipe.files import load
-
-    return load(Path(path), name)
-
-
-def _reference(model: PathLike) -> str:
-    """Return the reference of a model; a Path("./base") is just "base", which could be a hub id."""
-    return model if isinstance(model, str) else str(Path(model).absolute())
-
-
-def _as_given(model: PathLike) -> str:
-    """Return the reference of a model, where a relative path stays relative: a spec can be moved with its models."""
-    return model if isinstance(model, str) else os.path.join(os.curdir, model)
-
-
-def _watching(watcher: "Watcher | None") -> "Watcher":
-    from evosearch.search.progress import Silent
-
-    return Silent() if watcher is None else watcher
