@@ -126,4 +126,5 @@ def _gap_column(before: str, after: str) -> Column[FinalistRow]:
         gap = next((one for one in row.gaps if (one.from_split, one.to_split) == (before, after)), None)
         return with_interval(-gap.value, -gap.upper, -gap.lower, sign="+") if gap else ""
 
-    return Column(f"{before} to {after}", cell)
+    # Intervals must not be wrapped: a narrow terminal shows the last change, or none
+    return Column(f"{before} to {after}", cell, spare=1 if after == SPLITS[-1] else 2)

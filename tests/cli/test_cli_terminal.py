@@ -17,9 +17,12 @@ import pytest
 from rich.console import Console
 
 from evosearch.cli.console import describe
+from evosearch.cli.leaderboard_table import finalists_table
 from evosearch.cli.status_table import status_table
 from evosearch.cli.tables import make_table
+from evosearch.evaluation.statistics.intervals import Interval
 from evosearch.reporting.columns import Column
+from evosearch.reporting.generalization import FinalistRow, Gap
 from evosearch.reporting.status import StatusRow
 from evosearch.search.progress import Progress
 
@@ -124,6 +127,19 @@ def test_the_status_fits_80_columns_and_says_what_it_leaves_out() -> None:
     wide = lines(status_table(rows), 140)
     assert "not shown" not in "\n".join(wide)
     assert all(text in wide[2] for text in ("89.11", "31.5", "1 h 5 min", "1x"))
+
+
+def test_intervals_of_finalists_are_not_wrapped() -> None:
+    scores = {split: Interval(61.25, 3.0, 55.5, 67.25, 120) for split in ("search", "validation", "test")}
+    changes = [Gap(one, other, 5.25, 1.5, 9.0) for one, other in (("search", "validation"), ("validation", "test"))]
+    rows = [
+        FinalistRow(str(n), f"#{n}{' parent of the night' * (n % 2)}", n, 61.25, scores, tuple(changes)) for n in (1, 2)
+    ]
+    narrow, wide = (lines(finalists_table(rows), width) for width in (80, 120))
+    changed = "-5.2 [-9.0, -1.5]"
+    assert [line.count(changed) for line in wide if "#" in line] == [2, 2]
+    assert [line.count(changed) for line in narrow if "#" in line] == [1, 1]
+    assert narrow[-1].strip() == "not shown in 80 columns: search to validation"
 
 
 def test_columns_are_left_out_by_their_numbers_and_the_last_first() -> None:
