@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
-from evosearch.search.ledger import transactions
+from evosearch.search.ledger import transactions, uninterrupted
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.recorder import Recorder
@@ -78,13 +79,23 @@ def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = 
     return None
 
 
-def test_an_interrupt_at_any_line_is_recorded(tmp_path: Path, no_power_cuts: None) -> None:
-    """The signal is sent at every line of our code that a complete run executes, one run per line."""
-    ours = (
-        shutdown.__file__,
-        sys.modules[Recorder.__module__].__file__,
-        sys.modules[Ledger.append.__module__].__file__,
-    )
+def files_of(*modules: ModuleType) -> tuple[str, ...]:
+    return tuple(str(module.__file__) for module in modules)
+
+
+OURS = files_of(
+    shutdown, transactions, uninterrupted, sys.modules[Recorder.__module__], sys.modules[Ledger.append.__module__]
+)
+SQLALCHEMY = files_of(sa.engine.base, sa.pool.base)  # where an interrupt can become another error, or keep a lock
+
+
+@pytest.mark.parametrize(
+    ("files", "ends"), [(OURS, 3), pytest.param(SQLALCHEMY, 2, marks=pytest.mark.slow)], ids=["ours", "sqlalchemy"]
+)
+def test_an_interrupt_at_any_line_is_recorded(
+    files: tuple[str, ...], ends: int, tmp_path: Path, no_power_cuts: None
+) -> None:
+    """The signal is sent at every line of some files that a complete run executes, one run per line."""
 
     def traced(at: int, number: int) -> int:
         """Run it, interrupted at its `at`-th line; return the number of lines that it ran."""
@@ -92,7 +103,7 @@ def test_an_interrupt_at_any_line_is_recorded(tmp_path: Path, no_power_cuts: Non
 
         def trace(frame: FrameType, what: str, _: Any) -> Any:
             nonlocal passed
-            if frame.f_code.co_filename not in ours:
+            if frame.f_code.co_filename not in files:
                 return None
             if what == "line":
                 passed += 1
@@ -109,12 +120,14 @@ def test_an_interrupt_at_any_line_is_recorded(tmp_path: Path, no_power_cuts: Non
                 return "candidates", None
 
             sys.settrace(trace)
+            threading.settrace(trace)
             try:
                 recorded_end(recorder, whole)
             except KeyboardInterrupt:
                 pass
             finally:
                 sys.settrace(None)
+                threading.settrace(None)
         found = kinds(url)
         assert found in ([], ["started", "stopped: interrupted"], ["started", "stopped: candidates"]), (at, found)
         seen.add(tuple(found))
@@ -124,7 +137,7 @@ def test_an_interrupt_at_any_line_is_recorded(tmp_path: Path, no_power_cuts: Non
     lines = traced(0, 0)
     for at in range(1, lines + 1):
         traced(at, at)
-    assert len(seen) == 3
+    assert len(seen) == ends
 
 
 def test_a_second_interrupt_while_the_first_is_recorded_is_ignored(

@@ -36,6 +36,7 @@ from evosearch.search.ledger.lock import (
     try_advisory,
 )
 from evosearch.search.ledger.store import sqlite_path
+from evosearch.search.ledger.uninterrupted import uninterrupted
 
 Result = TypeVar("Result")
 PATIENCE_S = 300.0  # wait of a writer for its server; a restart takes seconds, a failover a minute or two
@@ -72,11 +73,18 @@ class Transactions:
     def write(self, work: Callable[[Connection], Result]) -> Result:
         """Run `work`, which writes, in one transaction. On a server it may be called several times.
 
+        An interrupt is raised once a file's transaction has ended. Inside SQLAlchemy it could leave a cursor in a
+        reference cycle: SQLite keeps the write lock of such a connection although it is closed, and this process would
+        wait for itself.
+
         Raises:
             RecordedTwiceError: It violates a uniqueness constraint, or refers to a row that does not exist.
             LedgerError: The database cannot be written.
         """
         assert not self._read_only, "the ledger is opened read-only"
+        return uninterrupted(partial(self._write, work))
+
+    def _write(self, work: Callable[[Connection], Result]) -> Result:
         try:
             with self._engine.connect().execution_options(evosearch_write=True) as connection, connection.begin():
                 return work(connection)
