@@ -106,7 +106,8 @@ def with_kernels(cache: Path) -> Path:
 
     if library.library() is not None:
         built = library._built()
-        (cache / COMPILED).mkdir(parents=True, exist_ok=True)
+        for folder in (cache, cache / COMPILED):  # private, as the program makes them
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (cache / COMPILED / built.name).exists():
             shutil.copy2(built, cache / COMPILED)
     return cache
