@@ -187,12 +187,20 @@ def test_artifacts_elsewhere_get_no_account(attacker: Listener, tmp_path: Path, 
 
 @pytest.mark.parametrize("command", ["check", "run", "status", "leaderboard", "export", "ui", "stop", "submit"])
 def test_no_command_sends_it_to_a_server_of_a_file(
-    attacker: Listener, world: World, evosearch: Program, tmp_path: Path, command: str
+    attacker: Listener,
+    listening: Listening,
+    world: World,
+    evosearch: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
 ) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "5ec4e7" * 10)  # without one, `submit` asks no dashboard
     spec = world(tracking={"uri": f"http://{ELSEWHERE}:{attacker.port}"})
+    named = listening(ask_for_account, host=NAMED)  # Ray's dashboard, for `submit`
     more: dict[str, tuple[object, ...]] = {
         "export": ("--candidate", "0", "--format", "recipe", "-o", tmp_path / "out"),
-        "submit": ("--address", f"http://{NAMED}:{attacker.port}"),
+        "submit": ("--address", f"http://{NAMED}:{named.port}"),
     }
     if command in ("status", "leaderboard", "stop"):  # of a search that has such a server on record
         data = {"tracking": {"uri": f"http://{ELSEWHERE}:{attacker.port}"}}
@@ -202,6 +210,7 @@ def test_no_command_sends_it_to_a_server_of_a_file(
     _, out, err = evosearch(command, *names, *more.get(command, ()))
     got_nothing(attacker)
     assert PASSWORD not in out + err
+    assert (named.connections > 0) == (command == "submit")
     if command in ("check", "run"):
         assert attacker.connections > 0
         assert f"EVOSEARCH_HOSTS=http://{ELSEWHERE}:{attacker.port}" in " ".join((out + err).split())

@@ -13,7 +13,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.server_access import QUERY_KEYS
 from evosearch.spec.spec import load_spec
 
-from .conftest import ELSEWHERE, Listener, ask_for_cleartext
+from .conftest import ELSEWHERE, Listener, ask_for_account, ask_for_cleartext
 
 Listening = Callable[..., Listener]
 Program = Callable[..., tuple[int, str, str]]
@@ -181,9 +181,15 @@ def test_even_a_named_server_gets_no_clear_password(attacker: Listener, monkeypa
     assert SECRET.encode() in attacker.received
 
 
-@pytest.mark.parametrize("command", ["check", "run", "status", "leaderboard", "export", "ui", "stop"])
+@pytest.mark.parametrize("command", ["check", "run", "status", "leaderboard", "export", "ui", "stop", "submit"])
 def test_no_command_sends_it_to_a_host_of_a_file(
-    attacker: Listener, world: World, evosearch: Program, tmp_path: Path, command: str
+    attacker: Listener,
+    listening: Listening,
+    world: World,
+    evosearch: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
 ) -> None:
     url = f"postgresql://me@{ELSEWHERE}:{attacker.port}/db"
     spec = world(ledger=url)
@@ -191,11 +197,17 @@ def test_no_command_sends_it_to_a_host_of_a_file(
         (tmp_path / "runs" / "world").mkdir(parents=True)
         (tmp_path / "runs" / "world" / "ledger.url").write_text(f"{url}\n")
     more = {"export": ("--candidate", "0", "--format", "recipe", "-o", tmp_path / "out"), "ui": ("--json",)}
+    named = listening(ask_for_account, host=NAMED)  # Ray's dashboard, for `submit`
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "5ec4e7" * 10)  # without one, it asks no dashboard
+    more["submit"] = ("--address", f"http://{NAMED}:{named.port}")
     names = () if command == "status" else (spec,)
     _, out, err = evosearch(command, *names, *more.get(command, ()))
     assert SECRET.encode() not in attacker.received
     assert SECRET not in out + err
-    if command != "ui":  # for which the ledger is not read
+    assert SECRET.encode() not in named.received
+    if command == "submit":
+        assert named.connections > 0
+    elif command != "ui":  # for which the ledger is not read
         assert attacker.connections > 0
         assert f"EVOSEARCH_HOSTS=postgresql://{ELSEWHERE}:{attacker.port}" in " ".join((out + err).split())
 

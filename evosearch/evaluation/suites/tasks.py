@@ -12,6 +12,7 @@ from typing import Any
 
 from evosearch.errors import SuiteError, did_you_mean
 from evosearch.evaluation.suites.data_files import check_json_lines, with_data_files
+from evosearch.evaluation.suites.dataset_limits import limited
 from evosearch.evaluation.suites.library import library_files, library_tags
 
 
@@ -77,7 +78,7 @@ class TaskLibrary:
         if name in self._manager.task_index:
             self._resolve_data_files(where, name)
         try:
-            with wrap_errors(where, f"lm-eval cannot load '{name}'"):
+            with wrap_errors(where, f"lm-eval cannot load '{name}'"), limited(where, name):
                 return dict(self._manager.load([name])["tasks"])
         except SuiteError as exc:
             if name in self._manager.task_index:
