@@ -10,20 +10,25 @@ from typing import Any
 PROGRAMS = ("chromium", "chromedriver")  # Debian's packages chromium and chromium-driver
 LONG_S = 120.0  # longest wait for a page on a busy machine
 
-# Rows of MLflow's table of runs, as header → text. Pinned columns are rows of their own in the page.
-ROWS = """
-const heads = {}, rows = {};
+# Headings of MLflow's table of runs, by their index from the left
+FIND_HEADINGS = """
+const heads = {};
 document.querySelectorAll('[role=columnheader][aria-colindex]').forEach(
   one => { heads[one.getAttribute('aria-colindex')] = one.innerText.trim().split('\\n')[0]; });
-document.querySelectorAll('[role=row][row-index]').forEach(row => {
-  const own = rows[row.getAttribute('row-index')] ||= {};
+"""
+HEADINGS = f"{FIND_HEADINGS} return heads;"
+# Rows of MLflow's table of runs, as header → text. Pinned columns are rows of their own in the page.
+ROWS = f"""{FIND_HEADINGS}
+const rows = {{}};
+document.querySelectorAll('[role=row][row-index]').forEach(row => {{
+  const own = rows[row.getAttribute('row-index')] ||= {{}};
   row.querySelectorAll('[role=gridcell][aria-colindex]').forEach(
-    cell => {
+    cell => {{
       // A run's name follows its colour in the charts, which is in the page as text
-      const shown = cell.innerText.trim().replace(/^#[0-9a-f]{6}\\s+/, '');
+      const shown = cell.innerText.trim().replace(/^#[0-9a-f]{{6}}\\s+/, '');
       own[heads[cell.getAttribute('aria-colindex')] || ''] = shown;
-    });
-});
+    }});
+}});
 return Object.keys(rows).map(Number).sort((a, b) => a - b).map(index => rows[index]);
 """
 
@@ -83,6 +88,32 @@ class Browser:
         """Return the rows that MLflow's table of runs shows, from the top, as header → text."""
         found: list[dict[str, str]] = self.driver.execute_script(ROWS)
         return found
+
+    def headings(self) -> list[str]:
+        """Return the headings of MLflow's table of runs, from the left."""
+        found: dict[str, str] = self.driver.execute_script(HEADINGS)
+        return [found[index] for index in sorted(found, key=int)]
+
+    def count(self, selector: str) -> int:
+        """Return how many elements of the page a CSS selector has."""
+        return int(self.driver.execute_script("return document.querySelectorAll(arguments[0]).length", selector))
+
+    def frames(self) -> list[Any]:
+        """Return the documents inside the page."""
+        return list(self.driver.find_elements("css selector", "iframe"))
+
+    @contextmanager
+    def frame(self, index: int) -> Iterator[None]:
+        """Read a document inside the page within the block."""
+        self.driver.switch_to.frame(self.frames()[index])
+        try:
+            yield
+        finally:
+            self.driver.switch_to.default_content()
+
+    def click(self, label: str) -> None:
+        """Click what has an accessible name."""
+        self.driver.find_element("css selector", f"[aria-label='{label}']").click()
 
     def screenshot(self, file: Path) -> None:
         """Write a PNG of the window."""

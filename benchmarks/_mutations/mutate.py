@@ -220,7 +220,9 @@ def _rename(data: Any, draw: random.Random) -> None:
 
 
 def _add(data: Any, draw: random.Random) -> None:
-    nodes = [data, *(node[key] for node, key in _places(data) if isinstance(node[key], dict | list))]
+    nodes = [node for node in (data, *(parent[key] for parent, key in _places(data))) if isinstance(node, dict | list)]
+    if not nodes:
+        return
     node = draw.choice(nodes)
     if isinstance(node, dict):
         known = [key for other, key in _places(data) if isinstance(other, dict)]

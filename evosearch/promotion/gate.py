@@ -30,7 +30,8 @@ ORDER: tuple[Role, ...] = ("base", "parent", "baseline", "placebo", "champion") 
 class Contender:
     """One model with its scores on the test split.
 
-    `set_digests` identifies the items of each task (`ScoreCard.set_digests`); it must be equal for all contenders.
+    `title` names it in sentences. `set_digests` identifies the items of each task (`ScoreCard.set_digests`); it must be
+    equal for all contenders.
     """
 
     candidate: str
@@ -38,6 +39,12 @@ class Contender:
     columns: Mapping[str, Column]  # task → (items,) the suite's metric, including guarded tasks
     recipe_id: str = ""
     set_digests: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What people read: the title, or the name without one."""
+        return self.title or self.candidate
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def decide(
     reasons = [f"There is no {role} to beat." for role in ("base", "baseline") if not _with_role(comparators, role)]
     baseline = next(iter(_with_role(comparators, "baseline")), None)
     if baseline is not None and _same(finalist, baseline):
-        reasons.append(f"The finalist {finalist.candidate} is the best baseline.")
+        reasons.append(f"The finalist {finalist.shown} is the best baseline.")
         baseline = None
     broken = {other.candidate: broken_guards(other.columns, guards) for other in comparators}
     comparisons, texts = _compare_all(finalist, comparators, measure, broken)
@@ -145,7 +152,7 @@ def decide(
     against = next((c for c in comparisons if baseline is not None and c.role == "baseline"), None)
     if baseline is not None and against is not None and not against.beats:
         others = [entry for entry in comparators if entry.role != "baseline"]
-        reasons.append(f"{baseline.candidate}, the simpler recipe, replaces {finalist.candidate}.")
+        reasons.append(f"{baseline.shown}, the simpler recipe, replaces {finalist.shown}.")
         winner = baseline
         own, texts = _compare_all(baseline, others, measure, broken)
         comparisons += own
@@ -153,10 +160,10 @@ def decide(
     beaten = all(c.beats for c in comparisons if c.challenger == winner.candidate)
     checks, texts = _check_guards(winner, guards, measure)
     kept = all(check.holds for check in checks)
-    reasons += [*texts, _verdict(winner.candidate, beaten, kept, bool(checks))]
+    reasons += [*texts, _verdict(winner.shown, beaten, kept, bool(checks))]
     promoted = winner.candidate if beaten and kept else None
     beside = compare(winner, trained, measure) if trained is not None else None
-    reasons += [trained_sentence(beside)] if beside is not None else []
+    reasons += [trained_sentence(beside, winner.shown)] if beside is not None else []
     return GateDecision(
         finalist=finalist.candidate,
         winner=winner.candidate,
@@ -176,7 +183,7 @@ def _check_guards(
         check_guard(winner.candidate, winner.columns[guard.task], guard, measure.groups, measure.confidence)
         for guard in guards
     ]
-    return checks, [non_inferiority.sentence(check, measure.confidence) for check in checks]
+    return checks, [non_inferiority.sentence(check, winner.shown, measure.confidence) for check in checks]
 
 
 def _verdict(name: str, beaten: bool, kept: bool, guarded: bool) -> str:
@@ -200,14 +207,15 @@ def _compare_all(
         if not _same(challenger, other):
             comparison = compare(challenger, other, measure)
             comparisons.append(comparison)
-            texts.append(sentence(comparison, measure.confidence, broken[other.candidate]))
+            names = (challenger.shown, other.shown)
+            texts.append(sentence(comparison, names, measure.confidence, broken[other.candidate]))
         elif other.role == "champion":
-            texts.append(f"{challenger.candidate} is the current champion and need not beat itself.")
+            texts.append(f"{challenger.shown} is the current champion and need not beat itself.")
         elif other.role != "baseline":
             # A finalist equal to the base or a parent is nothing new: the comparison is a tie, so it is not promoted.
             comparison = compare(challenger, other, measure)
             comparisons.append(comparison)
-            texts.append(f"{challenger.candidate} is the same model as the {other.role} {other.candidate}.")
+            texts.append(f"{challenger.shown} is the same model as {_with_article(other.role, other.shown)}.")
     return comparisons, texts
 
 
@@ -239,25 +247,36 @@ def compare(challenger: Contender, comparator: Contender, measure: Measure) -> C
     )
 
 
-def sentence(comparison: Comparison, confidence: float = CONFIDENCE, broken: str = "") -> str:
+def sentence(comparison: Comparison, names: tuple[str, str], confidence: float = CONFIDENCE, broken: str = "") -> str:
     """Describe a comparison in one sentence.
 
-    `17 beats the base: +3.20 points of score (lower bound +1.05 at 97.5% confidence, exact p 0.0012, 400 items).`
+    `#17 beats the base: +3.20 points of score (lower bound +1.05 at 97.5% confidence, exact p 0.0012, 400 items).`
+
+    Args:
+        comparison: The comparison.
+        names: What to call challenger and comparator.
+        confidence: Confidence of the bound.
+        broken: Note on the guards that the comparator breaks itself.
     """
     c = comparison
-    name = c.comparator if c.comparator.startswith(c.role) else f"{c.role} {c.comparator}"
+    against = _with_article(c.role, names[1])
     verb = "beats" if c.beats else "does not beat"
     p = "" if c.p_value is None else f", {'exact ' if c.p_exact else ''}p {_shown(c.p_value)}"
     bound = f"lower bound {c.lower:+.2f} at {100 * confidence:g}% confidence{p}, {c.n} items"
-    return f"{c.challenger} {verb} the {name}{broken}: {c.difference:+.2f} points of score ({bound})."
+    return f"{names[0]} {verb} {against}{broken}: {c.difference:+.2f} points of score ({bound})."
 
 
-def trained_sentence(comparison: Comparison) -> str:
-    """Describe the comparison with the fine-tuned model in one sentence, by the two-sided bounds."""
+def _with_article(role: Role, name: str) -> str:
+    """Return `the parent sort`, `the baseline scale 0.6`."""
+    return f"the {name}" if name.startswith(role) else f"the {role} {name}"
+
+
+def trained_sentence(comparison: Comparison, winner: str) -> str:
+    """Describe the comparison of the winner, as it is called, with the fine-tuned model, by the two-sided bounds."""
     c, low, high = comparison, comparison.lower, comparison.upper
     if comparison.interval_lower is not None and comparison.interval_upper is not None:
         low, high = comparison.interval_lower, comparison.interval_upper
-    start, names = "Fine-tuning with the budget of the search", (c.challenger, "the fine-tuned model")
+    start, names = "Fine-tuning with the budget of the search", (winner, "the fine-tuned model")
     if high < 0:
         lead, low, high, names = -c.difference, -high, -low, names[::-1]
         text = f"{start} would have been better"
@@ -293,7 +312,7 @@ def _check(finalist: Contender, comparators: Sequence[Contender]) -> None:
             raise SuiteError("promotion", f"{other.candidate} has the role {other.role}", f"One of {', '.join(ORDER)}")
         for task in finalist.set_digests.keys() & other.set_digests.keys():
             if finalist.set_digests[task] != other.set_digests[task]:
-                got = f"{finalist.candidate} and {other.candidate} were scored on different items"
+                got = f"{finalist.shown} and {other.shown} were scored on different items"
                 raise SuiteError(
                     f"task '{task}'", got, "The same items for all", "Score both on this suite's test split"
                 )

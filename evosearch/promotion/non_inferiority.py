@@ -80,16 +80,21 @@ def check_guard(
     )
 
 
-def sentence(check: GuardCheck, confidence: float = CONFIDENCE) -> str:
+def sentence(check: GuardCheck, name: str, confidence: float = CONFIDENCE) -> str:
     """Describe a guard's result in one sentence.
 
-    `17 passes the guard on sort: -1.20 points against base (lower bound -3.10 at 97.5% confidence, -5 allowed, 400
+    `#17 passes the guard on sort: -1.20 points against base (lower bound -3.10 at 97.5% confidence, -5 allowed, 400
     items).`
+
+    Args:
+        check: The result.
+        name: What to call the challenger.
+        confidence: Confidence of the bound.
     """
     verb = "passes" if check.holds else "does not pass"
     bound = f"lower bound {check.lower:+.2f} at {100 * confidence:g}% confidence, {-check.max_drop:g} allowed"
     return (
-        f"{check.challenger} {verb} the guard on {check.task}: {check.difference:+.2f} points against "
+        f"{name} {verb} the guard on {check.task}: {check.difference:+.2f} points against "
         f"{check.reference} ({bound}, {check.n} items)."
     )
 

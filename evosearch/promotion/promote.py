@@ -219,4 +219,5 @@ class Promotion(Validation):
         stored = self.recorder.ledger.columns(self.recorder.search_id, name, "test")
         columns: dict[str, Column] = {task: stored[task][metric] for task, metric in self.metrics.items()}
         recipe_id = self.champion.recipe_id if role == CHAMPION and self.champion else state.recipe_ids.get(name, "")
-        return Contender(name, role, columns, recipe_id, state.cards[name, "test"].sets)
+        title = state.title(CHAMPION if role == CHAMPION else name)
+        return Contender(name, role, columns, recipe_id, state.cards[name, "test"].sets, title)

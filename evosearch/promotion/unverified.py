@@ -4,6 +4,7 @@ The best merge by the teachers' fitness on `validation`, whose prompts the optim
 is asked for (`--unverified`) and it breaks no guard there, and is marked as unverified wherever it appears.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from evosearch.promotion.finalists import Standing, best, standings
@@ -35,12 +36,14 @@ class UnverifiedPromotion(Validation):
         finalist = self.finalist()
         found = self._better_of(finalist)
         single = best(standings(self.recorder.state), "validation", ("base", "parent"))
-        decision = decide(finalist, found, single, self.allowed)
+        decision = decide(finalist, found, single, self.allowed, self.recorder.state.title)
         self.recorder.record([("gated", decision.to_dict())])
         return decision
 
 
-def decide(finalist: str, found: Standing, single: Standing | None, allowed: bool) -> GateDecision:
+def decide(
+    finalist: str, found: Standing, single: Standing | None, allowed: bool, title: Callable[[str], str] = str
+) -> GateDecision:
     """Promote the best merge if that is allowed and it breaks no guard on validation.
 
     Args:
@@ -48,13 +51,14 @@ def decide(finalist: str, found: Standing, single: Standing | None, allowed: boo
         found: The finalist, or the baseline that is better.
         single: The best of base and parents, which is named if it is better; None if none was scored.
         allowed: Whether promotion without a test was asked for.
+        title: Name → what to call it.
     """
-    name, broken = found.candidate, found.violation.get("validation", 0.0)
+    name, broken = title(found.candidate), found.violation.get("validation", 0.0)
     reasons = [UNVERIFIED, f"{name} is the best merge on validation, with fitness {_fitness(found):.4f}."]
-    if name != finalist:
+    if found.candidate != finalist:
         reasons.append(f"The baseline {name} is better there than every candidate.")
     if single is not None and _fitness(single) > _fitness(found):
-        reasons.append(f"{single.candidate} alone has a better fitness there: {_fitness(single):.4f}.")
+        reasons.append(f"{title(single.candidate)} alone has a better fitness there: {_fitness(single):.4f}.")
     if broken > 0:
         reasons.append(f"{name} exceeds its guards there by {broken:.2f} points: nothing is promoted.")
     elif allowed:
@@ -63,8 +67,8 @@ def decide(finalist: str, found: Standing, single: Standing | None, allowed: boo
         reasons.append("Nothing is promoted. Run again with --unverified to export it.")
     return GateDecision(
         finalist=finalist,
-        winner=name,
-        promoted=name if allowed and broken == 0 else None,
+        winner=found.candidate,
+        promoted=found.candidate if allowed and broken == 0 else None,
         reasons=tuple(reasons),
         comparisons=(),
         unverified=True,

@@ -8,15 +8,16 @@ from typing import Any
 from evosearch.evaluation.types import SPLITS
 from evosearch.tracking.changes import Point
 
-MAX_NAME = 250  # characters, MLflow's limit
+MAX_NAME, KEPT = 250, 20  # characters: MLflow's limit, and those that a name keeps at its end, where the split is
 POINTS, FRACTION, SECONDS = 2, 4, 2  # decimals
-LINE = "by_split/score"  # score with one step per split, so that the generalization gap is a line
+LINE = "score/by_split"  # score with one step per split, so that the generalization gap is a line
 
 
 def safe_name(name: str) -> str:
     """Make a name acceptable to MLflow: `acc,none` becomes `acc`, other forbidden characters become underscores."""
     parts = [re.sub(r"[^\w.\- ]", "_", part.removesuffix(",none")) for part in name.split("/")]
-    return "/".join(part if part.strip(".") else "_" for part in parts)[:MAX_NAME]
+    safe = "/".join(part if part.strip(".") else "_" for part in parts)
+    return safe if len(safe) <= MAX_NAME else safe[: MAX_NAME - KEPT] + safe[-KEPT:]
 
 
 def readable(value: float, decimals: int) -> float:
@@ -41,28 +42,31 @@ def points_of(card: Mapping[str, Any], now: int) -> list[Point]:
 
 
 def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
-    """Return all numbers of a score card's summary by metric name, rounded."""
+    """Return all numbers of a score card's summary by metric name, rounded.
+
+    MLflow orders columns by name: `score/…` comes before `seconds/…` and `task/…`.
+    """
     split = card["split"]
     out: dict[str, float] = {}
     if card["score"] is not None:
-        out |= {f"{split}/score": readable(float(card["score"]), POINTS)}
+        out |= {f"score/{split}": readable(float(card["score"]), POINTS)}
         if card.get("minibatch") is None:
-            out[LINE] = out[f"{split}/score"]
+            out[LINE] = out[f"score/{split}"]
     fitness = card["fitness"]
     out |= {
-        f"{split}/fitness": readable(float(fitness["value"]), FRACTION),
-        f"{split}/fitness_stderr": readable(float(fitness["stderr"]), FRACTION),
+        f"fitness/{split}": readable(float(fitness["value"]), FRACTION),
+        f"fitness_stderr/{split}": readable(float(fitness["stderr"]), FRACTION),
     }
     for task, result in card["tasks"].items():
-        name = f"{split}/{task}/{result['metric'].removesuffix(',none')}"
-        out |= {name: readable(float(result["value"]), FRACTION)}
-        out |= {f"{name}_stderr": readable(float(result["stderr"]), FRACTION)}
+        name = f"task/{task}/{result['metric'].removesuffix(',none')}"
+        out |= {f"{name}/{split}": readable(float(result["value"]), FRACTION)}
+        out |= {f"{name}_stderr/{split}": readable(float(result["stderr"]), FRACTION)}
     for task, metrics in card.get("reported", {}).items():  # None if not finite
-        named = {f"{split}/{task}/{metric.removesuffix(',none')}": value for metric, value in metrics.items()}
+        named = {f"task/{task}/{metric.removesuffix(',none')}/{split}": value for metric, value in metrics.items()}
         known = {name: float(value) for name, value in named.items() if value is not None and name not in out}
         out |= {name: readable(value, FRACTION) for name, value in known.items()}
     guards = card.get("guards", {}).items()
-    out |= {f"{split}/{task}/points": readable(float(points), POINTS) for task, points in guards}
+    out |= {f"task/{task}/points/{split}": readable(float(points), POINTS) for task, points in guards}
     stages = card.get("seconds", {}).items()
     out |= {f"seconds/{stage}": readable(float(seconds), SECONDS) for stage, seconds in stages}
     return out | {f"tokens/{kind}": float(count) for kind, count in card.get("tokens", {}).items()}

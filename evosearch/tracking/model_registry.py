@@ -8,14 +8,13 @@ from typing import Any
 
 from evosearch.errors import TrackingError
 from evosearch.redaction import hidden
-from evosearch.tracking.client import as_tracking_errors, connect, pages, run_ids
+from evosearch.tracking.client import as_tracking_errors, connect, pages, run_ids, search_runs
 from evosearch.tracking.recipe_tags import RECIPE_FILE
 from evosearch.tracking.roles import CHAMPION, FORMER, ROLE
-from evosearch.tracking.version_texts import FORCED, REASON, VersionTexts
+from evosearch.tracking.version_texts import FOLDER, FORCED, REASON, VersionTexts
 
 ALIAS = "champion"
 PROMOTED_AGAIN = "promoted_again"  # tag of a version that became the champion again: why
-FOLDER = "model"  # artifact folder of the candidate's run
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,8 @@ class Registry:
         # The version is created last: an interrupted upload never becomes a version and is repeated.
         client.log_artifacts(run_id, str(folder), FOLDER)
         info = client.get_run(run_id).info
-        described = texts.description(str(info.experiment_id), run_id) if texts else None
+        own = search_runs(client, tags["search_id"])[0].info.run_id  # created before those of its candidates
+        described = texts.description(str(info.experiment_id), run_id, own) if texts else None
         source, more = f"{info.artifact_uri}/{FOLDER}", {"tags": tags, "description": described}
         return str(client.create_model_version(name, source, run_id, await_creation_for=0, **more).version)
 

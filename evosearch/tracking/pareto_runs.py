@@ -33,7 +33,7 @@ class ParetoRuns:
         objectives = dict(zip(self.objectives, one.objectives, strict=True))
         self.points[one.candidate] = ParetoPoint(one.candidate, recipe_id, enters, objectives)
         points = [
-            Point(safe_name(f"search/objective/{name}"), readable(estimate.value, FRACTION), 0, now)
+            Point(safe_name(f"objective/{name}"), readable(estimate.value, FRACTION), 0, now)
             for name, estimate in objectives.items()
         ]
         return enters, leaving, points

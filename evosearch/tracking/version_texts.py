@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evosearch.evaluation.statistics.intervals import Interval
-from evosearch.tracking.view import EXPERIMENT, RUN, leaderboard_path
+from evosearch.tracking.report_file import REPORT_FILE
+from evosearch.tracking.view import leaderboard_path, run_path
 
 CHARACTERS = 5000  # MLflow's limit of a description
+FOLDER = "model"  # artifact folder of the model's run
 FORCED, REASON = "forced", "reason"  # tags of a version that was promoted by hand
 
 
@@ -46,12 +48,13 @@ class VersionTexts:
             found |= {FORCED: "true", REASON: self.forced}
         return found | dict(self.more)
 
-    def description(self, experiment: str, run: str) -> str:
-        """Return the description in Markdown, with links to the leaderboard and the run.
+    def description(self, experiment: str, run: str, own: str) -> str:
+        """Return the description in Markdown, with links to the leaderboard, the report, the run and its files.
 
         Args:
             experiment: Id of the experiment.
             run: Id of the model's run.
+            own: Id of the search's own run.
         """
         lines = [f"**{self.title}** of the search **{self.search}**."]
         if self.forced is not None:
@@ -60,10 +63,14 @@ class VersionTexts:
         lines += [f"- score on {split}: {_score(score)}, {score.n} items" for split, score in self.scores.items()]
         if self.licences:
             lines.append("- licences according to the model cards: " + self.tags()["licences"])
-        board = leaderboard_path(EXPERIMENT, self.search_id)
-        lines.append(f"[Leaderboard]({board}) · [Run](#/experiments/{EXPERIMENT}/runs/{RUN})")
-        text = "\n\n".join(lines).replace(EXPERIMENT, experiment).replace(RUN, run)
-        return text[:CHARACTERS]
+        links = {
+            "Leaderboard": leaderboard_path(experiment, self.search_id),
+            "Report": run_path(experiment, own, f"artifacts/{REPORT_FILE}"),
+            "Run": run_path(experiment, run),
+            "Recipe and card": run_path(experiment, run, f"artifacts/{FOLDER}"),
+        }
+        ending = " · ".join(f"[{name}]({path})" for name, path in links.items())
+        return "\n\n".join(lines)[: CHARACTERS - len(ending) - 2] + f"\n\n{ending}"
 
 
 def _score(score: Interval) -> str:

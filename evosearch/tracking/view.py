@@ -16,7 +16,9 @@ from evosearch.tracking.roles import ROLE, STATE
 METHOD = "method"  # tag of a run
 VIEW = "mlflow.sharedViewState."  # start of the tag of a view; its key follows
 NOTE = "mlflow.note.content"  # tag with a description in Markdown
+CHARTS = "model-metrics"  # tab of a run
 PRIMARY = "mlflow.experiment.primaryMetric."
+WORKFLOW = "workflowType=machine_learning"  # MLflow's pages for training; by default they are those for agents
 EXPERIMENT, RUN = "{experiment}", "{run}"  # stand for ids in texts, which only the store knows
 MOST_TASKS = 20  # columns of single tasks
 NOTE_CHARACTERS = 8000  # of a description
@@ -28,7 +30,21 @@ def leaderboard_path(experiment: str, search_id: str) -> str:
     >>> leaderboard_path("1", "5ea2c4" * 10)
     '#/experiments/1/runs?viewStateShareKey=5ea2c45ea2c45ea2&workflowType=machine_learning'
     """
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={search_id[:16]}&workflowType=machine_learning"
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={search_id[:16]}&{WORKFLOW}"
+
+
+def run_path(experiment: str, run: str, tab: str = "") -> str:
+    """Return the address of a run below that of its MLflow server.
+
+    Args:
+        experiment: Id of the experiment.
+        run: Id of the run.
+        tab: Tab of the page, or `artifacts/` with the name of a file.
+
+    >>> run_path("1", "5ea2c4", "artifacts/report.html")
+    '#/experiments/1/runs/5ea2c4/artifacts/report.html?workflowType=machine_learning'
+    """
+    return f"#/experiments/{experiment}/runs/{run}{'/' if tab else ''}{tab}?{WORKFLOW}"
 
 
 @dataclass
@@ -68,7 +84,7 @@ class View:
             return False
         self.merit = "fitness" if card["score"] is None else "score"
         metrics = {task: result["metric"].removesuffix(",none") for task, result in sorted(card["tasks"].items())}
-        self.tasks = tuple(safe_name(f"{SPLITS[0]}/{task}/{metric}") for task, metric in metrics.items())
+        self.tasks = tuple(safe_name(f"task/{task}/{metric}/{SPLITS[0]}") for task, metric in metrics.items())
         return True
 
     def gated(self, winner: str, payload: Mapping[str, Any]) -> None:
@@ -84,7 +100,7 @@ class View:
 
     def tags(self) -> dict[str, str]:
         """Return the tags of the experiment."""
-        merit = f"{SPLITS[0]}/{self.merit}"
+        merit = f"{self.merit}/{SPLITS[0]}"
         return {
             f"{VIEW}{self.search_id[:16]}": json.dumps(self._state(merit), sort_keys=True),
             NOTE: self._description()[:NOTE_CHARACTERS],
@@ -94,9 +110,9 @@ class View:
 
     def _state(self, merit: str) -> dict[str, Any]:
         """Return the view state: runs flat, best first, without the search's own run."""
-        splits = [f"{split}/{self.merit}" for split in SPLITS]
-        metrics = [*splits, *self.tasks[:MOST_TASKS], f"{SPLITS[0]}/fitness", "seconds/total"]
-        columns = [f"metrics.`{name}`" for name in dict.fromkeys(metrics)]
+        splits = [f"{self.merit}/{split}" for split in SPLITS]
+        metrics = [*splits, *self.tasks[:MOST_TASKS], "seconds/total"]
+        columns = [f"metrics.`{name}`" for name in metrics]
         columns += [f"tags.`{name}`" for name in (ROLE, STATE, METHOD)]
         return {
             "orderByKey": f"metrics.`{merit}`",
@@ -119,7 +135,8 @@ class View:
         method = method_of(self.recipe)
         what = f"a search for the best {f'`{method}` ' if method else ''}merge of {_names(self.models)}{suite}"
         path = leaderboard_path(EXPERIMENT, self.search_id)
-        links = f"[Leaderboard]({path}) · [Charts, spec and decision](#/experiments/{EXPERIMENT}/runs/{RUN})"
+        charts, own = run_path(EXPERIMENT, RUN, CHARTS), run_path(EXPERIMENT, RUN, "artifacts")
+        links = f"[Leaderboard]({path}) · [Charts]({charts}) · [Report, spec and decision]({own})"
         return f"**{self.name}**: {what}.\n\n{self.verdict}\n\n{links}\n"
 
 

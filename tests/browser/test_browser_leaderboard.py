@@ -7,14 +7,16 @@ import pytest
 
 from benchmarks._browser import Browser
 from evosearch.tracking.client import find_runs
+from evosearch.tracking.report_file import REPORT_FILE
+from evosearch.tracking.view import CHARTS, run_path
 
 pytestmark = pytest.mark.slow
 Filled = Any  # conftest.Filled
 COLUMNS = (
-    "search/score",
-    "validation/score",
-    "test/score",
-    "search/choice/acc",
+    "score/search",
+    "score/validation",
+    "score/test",
+    "task/choice/acc/search",
     "seconds/total",
     "role",
     "state",
@@ -38,11 +40,12 @@ def table(filled: Filled, page: Browser) -> list[dict[str, str]]:
 def test_the_address_opens_runs_and_not_traces(filled: Filled, page: Browser, table: list[dict[str, str]]) -> None:
     assert "Search for the best" in page.text() or "search for the best" in page.text(), "the experiment's description"
     assert filled.report.winner.title in page.text()
+    assert "beats the parent expert1" in page.text(), "titles, as everywhere"
     assert not any("Trace" in heading for heading in table[0])
 
 
 def test_it_is_flat_and_best_first(filled: Filled, table: list[dict[str, str]]) -> None:
-    shown = [row["search/score"] for row in table]
+    shown = [row["score/search"] for row in table]
     scores = [float(text) for text in shown if text not in ("", "-")]
     assert scores == sorted(scores, reverse=True)
     assert shown[: len(scores)] == [text for text in shown if text not in ("", "-")], "rows without a score come last"
@@ -58,6 +61,17 @@ def test_the_columns_are_there_and_filled(table: list[dict[str, str]]) -> None:
     assert all(row["state"] for row in table)
 
 
+def test_scores_come_first(page: Browser, table: list[dict[str, str]]) -> None:
+    shown = page.headings()
+    assert shown[shown.index("Duration") + 1 :][:5] == [
+        "score/search",
+        "score/test",
+        "score/validation",
+        "seconds/total",
+        "task/choice/acc/search",
+    ]
+
+
 def test_names_are_those_of_the_report(filled: Filled, table: list[dict[str, str]]) -> None:
     shown = {row["Run Name"] for row in table}
     assert {"night · base", "night · parent expert1", "night · uniform average", "night · scale 0.5"} <= shown
@@ -70,12 +84,21 @@ def test_names_are_those_of_the_report(filled: Filled, table: list[dict[str, str
 def test_the_search_has_charts(filled: Filled, page: Browser) -> None:
     experiment = filled.client.get_experiment_by_name("night").experiment_id
     (own,) = find_runs(filled.client, [experiment], "tags.kind = 'search'")
-    address = f"{filled.server.uri}/#/experiments/{experiment}/runs/{own.info.run_id}/model-metrics"
+    address = f"{filled.server.uri}/{run_path(experiment, own.info.run_id, CHARTS)}"
     wanted = ("generation", "progress", "cost")
     page.open(address, lambda: all(name in page.text() for name in wanted))
-    page.wait(
-        lambda: page.driver.execute_script("return document.querySelectorAll('.js-plotly-plot').length") >= 3, "charts"
-    )
+    page.wait(lambda: page.count(".js-plotly-plot") >= 3, "charts")
+
+
+def test_the_report_is_shown(filled: Filled, page: Browser) -> None:
+    experiment = filled.client.get_experiment_by_name("night").experiment_id
+    (own,) = find_runs(filled.client, [experiment], "tags.kind = 'search'")
+    path = run_path(experiment, own.info.run_id, f"artifacts/{REPORT_FILE}")
+    page.open(f"{filled.server.uri}/{path}", lambda: bool(page.frames()))
+    with page.frame(0):
+        page.wait(lambda: "How to reproduce" in page.text(), "the report")
+        assert f"Promoted: {filled.report.winner.title} with" in page.text()
+        page.wait(lambda: page.count(".js-plotly-plot .main-svg") >= 5, "figures")
 
 
 def test_documents_are_shown(filled: Filled, page: Browser) -> None:

@@ -71,8 +71,8 @@ def check_complete_and_once(server: Server, spec: Path, events: list[Event], tmp
             points = shown[event.payload["candidate"]]["points"]
             split = event.payload["split"]
             score, fitness = event.payload["score"], event.payload["fitness"]["value"]
-            assert [value for _, _, value in points[f"{split}/score"]] == [pytest.approx(score, abs=5e-3)]
-            assert [value for _, _, value in points[f"{split}/fitness"]] == [pytest.approx(fitness, abs=5e-5)]
+            assert [value for _, _, value in points[f"score/{split}"]] == [pytest.approx(score, abs=5e-3)]
+            assert [value for _, _, value in points[f"fitness/{split}"]] == [pytest.approx(fitness, abs=5e-5)]
     steps = [step for step, _, _ in shown[""]["points"]["best_fitness"]]
     assert steps == list(range(steps[0], steps[0] + len(steps)))
     uri = server.another_store(tmp_path / "undisturbed")

@@ -77,7 +77,7 @@ def test_a_loss_that_was_not_met_is_excluded_only_where_it_would_have_been() -> 
     assert not check_guard("17", right(200), guarded(0.9), None).holds
     assert not check_guard("17", right(200), guarded(0.0), None).holds
     assert check_guard("17", right(206), guarded(0.0), None).holds  # six gained, none lost: a gain is shown
-    assert sentence(check_guard("17", right(206), guarded(0.0), None)).endswith("0 allowed, 400 items).")
+    assert sentence(check_guard("17", right(206), guarded(0.0), None), "#17").endswith("0 allowed, 400 items).")
 
 
 def test_the_bound_of_a_guard_worked_by_hand() -> None:

@@ -386,5 +386,5 @@ def test_a_search_that_has_not_ended_has_a_page(until: str, world: World, tmp_pa
         for key in ("lead", "splits", "coefficients", "importance", "recipe"):
             assert "eft out" in found[key], key
     else:
-        assert "The search has not ended: in the lead is candidate" in found["verdict"] or until == "gated"
+        assert "The search has not ended: in the lead is #" in found["verdict"] or until == "gated"
         assert f"the {facts.split} split" in found["lead"]

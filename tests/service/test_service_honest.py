@@ -186,8 +186,8 @@ def test_mlflow_has_a_run_for_each(ran: tuple[Path, RunReport, Stages]) -> None:
     assert placebo is not None
     assert trained is not None
     assert [plan[name].tags["kind"] for name in (placebo, trained)] == ["placebo", "trained"]
-    assert {"validation/score", "test/score"} <= {point.name for point in plan[placebo].points}
-    assert {"validation/score", "test/score"} <= {point.name for point in plan[trained].points}
+    assert {"score/validation", "score/test"} <= {point.name for point in plan[placebo].points}
+    assert {"score/validation", "score/test"} <= {point.name for point in plan[trained].points}
     assert plan[trained].params["training/form"] == "full"
     assert json.loads(plan[trained].files["training.json"])["items"] == ITEMS
     assert "placebo:/" in rendered(plan[placebo])

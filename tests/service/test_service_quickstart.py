@@ -119,7 +119,7 @@ def test_mlflow_mirrors_the_ledger_and_has_the_champion(quickstart: Run) -> None
     with Ledger.open(report["ledger"], read_only=True) as ledger:
         state = SearchState.from_events(ledger.events(report["search_id"]))
     card = state.cards[report["gate"]["promoted"], "search"]
-    assert run.data.metrics["search/score"] == round(card.score, 2)
+    assert run.data.metrics["score/search"] == round(card.score, 2)
     recipe = client.list_artifacts(version.run_id)
     assert "recipe.yaml" in {artifact.path for artifact in recipe}
 

@@ -62,4 +62,4 @@ def test_the_best_fitness_goes_on_after_an_optimizer_that_was_given_up() -> None
 
 def test_points_of_guarded_tasks_are_shown() -> None:
     plan = translated(asked("0"), scored("0", 1.0, minibatch=1))
-    assert {point.name: point.value for point in plan["0"].points}["search/kept/points"] == 41.0
+    assert {point.name: point.value for point in plan["0"].points}["task/kept/points/search"] == 41.0

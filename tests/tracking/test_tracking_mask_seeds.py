@@ -26,5 +26,5 @@ def test_a_finalist_with_another_seed_has_its_own_run(story: Any) -> None:
     assert run.status == "FINISHED"
     assert run.recipe is not None
     assert "seed: 1" in run.recipe()
-    assert {point.value for point in run.points if point.name == "validation/score"} == {30.0}
+    assert {point.value for point in run.points if point.name == "score/validation"} == {30.0}
     assert not [point for point in run.points if point.name == "best_fitness"]

@@ -293,11 +293,12 @@ def test_json_lines_of_another_search_are_left_alone(story: Story, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "safe"),
     [
-        ("search/copy/acc,none", "search/copy/acc"),
+        ("task/copy/acc,none/search", "task/copy/acc/search"),
         ("exact_match,strict-match", "exact_match_strict-match"),
         ("models[0].weight", "models_0_.weight"),
         ("a/../b", "a/_/b"),
         ("x" * 300, "x" * 250),
+        (f"task/{'x' * 300}/validation", f"task/{'x' * 234}/validation"),
     ],
 )
 def test_metric_names_are_accepted_by_mlflow(name: str, safe: str) -> None:
@@ -331,6 +332,6 @@ def test_reported_metrics_are_added_and_do_not_replace_the_score() -> None:
         "reported": {"wiki": {"acc": 0.25, "perplexity": 12.5, "byte_perplexity": None}},
     }
     found = {point.name: point.value for point in points_of(card, 0)}
-    assert found["search/wiki/acc"] == 0.5
-    assert found["search/wiki/perplexity"] == 12.5
-    assert "search/wiki/byte_perplexity" not in found
+    assert found["task/wiki/acc/search"] == 0.5
+    assert found["task/wiki/perplexity/search"] == 12.5
+    assert "task/wiki/byte_perplexity/search" not in found

@@ -80,9 +80,9 @@ def test_the_mirror_equals_the_ledger(story: Story, new_store: NewStore) -> None
         candidate, split = event.payload["candidate"], event.payload["split"]
         metrics, at = runs[candidate]["metrics"], round(event.time * 1000)
         step = ("search", "validation", "test").index(split)
-        assert metrics[f"{split}/score"] == [(step, event.payload["score"], at)]
-        assert metrics[f"{split}/fitness"] == [(step, event.payload["fitness"]["value"], at)]
-        assert metrics[f"{split}/copy/acc"] == [(step, 0.5, at)]
+        assert metrics[f"score/{split}"] == [(step, event.payload["score"], at)]
+        assert metrics[f"fitness/{split}"] == [(step, event.payload["fitness"]["value"], at)]
+        assert metrics[f"task/copy/acc/{split}"] == [(step, 0.5, at)]
         assert (step, 0.2, at) in metrics["seconds/score"]
         assert (step, 30.0, at) in metrics["tokens/forwarded"]
     for event in story.ledger.events(story.search_id, types=["asked"]):

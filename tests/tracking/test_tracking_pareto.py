@@ -53,8 +53,8 @@ def test_the_tag_follows_the_set() -> None:
     assert second[SEARCH].tags["pareto"] == "3, 1"
     assert "r3" in second[SEARCH].files["pareto.html"]
     assert {point.name: point.value for point in second["3"].points} == {
-        "search/objective/sort_ fast": 2.0,
-        "search/objective/hops": 1.0,
+        "objective/sort_ fast": 2.0,
+        "objective/hops": 1.0,
     }
 
 

@@ -131,10 +131,10 @@ def test_a_failure_takes_its_time_on_the_worker_too() -> None:
 def test_values_are_rounded_as_people_read_them() -> None:
     run = translated(asked("0"), scored("0", 28.91493), scored("0", 27.5, "validation"))["0"]
     points = {point.name: point.value for point in run.points}
-    assert points["search/score"] == 28.91
-    assert points["search/fitness"] == 0.2891
-    assert points["search/fitness_stderr"] == 0.1235
-    line = [(point.step, point.value) for point in run.points if point.name == "by_split/score"]
+    assert points["score/search"] == 28.91
+    assert points["fitness/search"] == 0.2891
+    assert points["fitness_stderr/search"] == 0.1235
+    line = [(point.step, point.value) for point in run.points if point.name == "score/by_split"]
     assert line == [(0, 28.91), (1, 27.5)]
     assert readable(0.000123456, 2) == 0.00012
     assert readable(0.0, 2) == 0.0

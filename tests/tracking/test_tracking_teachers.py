@@ -31,8 +31,8 @@ def test_a_card_without_a_score_has_a_fitness_alone() -> None:
     fitness = {"value": -0.25, "stderr": 0.1, "n": 4}
     card = {"candidate": "0", "split": "search", "batch": "b", "score": None, "fitness": fitness, "tasks": {}}
     points = {point.name: point.value for point in translated(("asked", asked), ("scored", card))["0"].points}
-    assert points["search/fitness"] == -0.25
-    assert "search/score" not in points
+    assert points["fitness/search"] == -0.25
+    assert "score/search" not in points
 
 
 def test_an_unverified_winner_is_marked() -> None:

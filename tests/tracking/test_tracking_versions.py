@@ -8,7 +8,7 @@ import pytest
 
 from evosearch.errors import TrackingError
 from evosearch.evaluation.statistics.intervals import Interval
-from evosearch.tracking.client import connect
+from evosearch.tracking.client import connect, find_runs
 from evosearch.tracking.mlflow import MlflowMirror, Registry
 from evosearch.tracking.version_texts import VersionTexts
 
@@ -58,7 +58,10 @@ def test_a_version_says_what_it_is(uri: str, register: Callable[..., str]) -> No
     assert "2 beats every comparator." in found.description
     assert "score on test: 54.22 [51.00, 57.30], 240 items" in found.description
     assert "zoo:tiny/base: apache-2.0, org/other: none stated" in found.description
-    assert f"(#/experiments/{experiment}/runs/{found.run_id})" in found.description
+    (own,) = find_runs(client, [experiment], "tags.kind = 'search'")
+    training = "?workflowType=machine_learning)"
+    for path in (found.run_id, f"{found.run_id}/artifacts/model", f"{own.info.run_id}/artifacts/report.html"):
+        assert f"(#/experiments/{experiment}/runs/{path}{training}" in found.description
     assert f"(#/experiments/{experiment}/runs?viewStateShareKey=" in found.description
     assert found.tags["gate"] == "promoted"
     assert found.tags["score/test"] == "54.22 [51.00, 57.30]"

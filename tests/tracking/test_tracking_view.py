@@ -28,14 +28,14 @@ def test_the_view_shows_candidates_flat_and_best_first(story: Story, new_store: 
     assert announced == [made.leaderboard] == [leaderboard_path(experiment.experiment_id, story.search_id)]
     key = made.leaderboard.partition("viewStateShareKey=")[2].partition("&")[0]
     state = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
-    assert state["orderByKey"] == "metrics.`search/score`"
+    assert state["orderByKey"] == "metrics.`score/search`"
     assert state["orderByAsc"] is False
     columns = [name.partition("`")[2].rstrip("`") for name in state["selectedColumns"]]
-    assert columns[:3] == ["search/score", "validation/score", "test/score"]
-    assert {"search/copy/acc", "seconds/total", "role", "state", "method"} <= set(columns)
+    assert columns[:3] == ["score/search", "score/validation", "score/test"]
+    assert {"task/copy/acc/search", "seconds/total", "role", "state", "method"} <= set(columns)
 
     # MLflow's own search, with the view's filter and order, is what the page shows
-    order = ["metrics.`search/score` DESC"]
+    order = ["metrics.`score/search` DESC"]
     rows = client.search_runs([experiment.experiment_id], state["searchFilter"], order_by=order)
     shown = [row.data.tags["candidate_id"] for row in rows]
     assert shown[:4] == ["2", "4", "0", "base"]
@@ -65,7 +65,7 @@ def test_the_experiment_says_what_is_searched_and_what_came_out(story: Story, ne
     assert "search for the best `linear` merge of `zoo:tiny/base`" in text
     experiment = connect(uri).get_experiment_by_name("nights").experiment_id
     own = find_runs(connect(uri), [experiment], "tags.kind = 'search'")[0].info.run_id
-    assert f"(#/experiments/{experiment}/runs/{own})" in text
+    assert f"(#/experiments/{experiment}/runs/{own}/model-metrics?workflowType=machine_learning)" in text
     assert leaderboard_path(experiment, story.search_id) in text
 
 
@@ -75,8 +75,8 @@ def test_a_search_without_right_answers_is_sorted_by_fitness(story: Story) -> No
     assert view.scored({"split": "search", "score": None, "tasks": tasks})
     assert not view.scored({"split": "search", "score": None, "tasks": tasks}), "the columns are known"
     state = json.loads(view.tags()[f"mlflow.sharedViewState.{story.search_id[:16]}"])
-    assert state["orderByKey"] == "metrics.`search/fitness`"
-    assert "metrics.`search/copy/acc`" in state["selectedColumns"]
+    assert state["orderByKey"] == "metrics.`fitness/search`"
+    assert "metrics.`task/copy/acc/search`" in state["selectedColumns"]
 
 
 def test_names_of_a_spec_are_no_markdown(story: Story) -> None:

@@ -1,6 +1,5 @@
 """Facts for the sections of a page: a recorded search, its leaderboard, and the names of its models."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,18 +13,12 @@ from evosearch.reporting.leaderboard import Leaderboard, leaderboard_of
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.records import CardSummary, is_candidate
+from evosearch.search.space.labels import labels
 from evosearch.search.state import SearchState
+from evosearch.search.titles import dimension_title
 from evosearch.setup.loading import groups_of, metric_columns
 
 ORDER = ("base", "parent", "stage", "uniform", "scale", "trained", "placebo", "champion")  # of comparators
-TEXTS = {
-    "uniform": "uniform average",
-    "champion": "current champion",
-    "placebo": "placebo",
-    "trained": "fine-tuned best scale",
-}
-
-OF_MODEL = re.compile(r"models\[(\d+)\]\.(.+)")  # a dimension in the parameters of one model
 
 
 @dataclass(frozen=True)
@@ -128,48 +121,18 @@ class Facts:
         return sorted(kept, key=lambda name: (ORDER.index(_kind(name)), name))
 
     def label(self, name: str) -> str:
-        """Return a model's name for people: `candidate 41`, `parent sort`, `scale 0.50`."""
-        kind, _, rest = name.partition(":")
-        if is_candidate(name):
-            return f"candidate {name}"
-        if kind in ("base", "parent"):
-            recorded = self.state.baselines.get(name)
-            models = (recorded.recipe or {}).get("models") if recorded else None
-            short = self.short(str(models[0]["model"])) if models else name.partition(":")[2]
-            return f"{kind} {short}" if short not in ("", kind) else kind
-        if kind == "scale":
-            return f"scale {rest}"
-        return TEXTS.get(kind, f"winner of stage {rest}" if kind == "stage" else name)
+        """Return a model's title: `#41`, `parent sort`, `scale 0.5`."""
+        return self.state.title(name)
 
     def dimension(self, name: str) -> str:
-        """Return the name of a dimension with the name of its model: `sort.weight[layer 3]`."""
-        found = OF_MODEL.match(name)
-        models = self.searched_recipe.models if self.searched_recipe is not None else ()
-        if found is None or int(found[1]) >= len(models):
-            return name
-        return f"{self.short(models[int(found[1])].model)}.{found[2]}"
+        """Return the title of a dimension: `sort.weight[layer 3]`."""
+        recipe = self.searched_recipe
+        return name if recipe is None else dimension_title(name, recipe.model_dump(mode="json"))
 
     def short(self, reference: str) -> str:
-        """Return the end of a model's reference, as long as it needs to be to differ from the other models'."""
-        others = [_parts(other) for other in self._references if other != reference]
-        parts = _parts(reference)
-        for size in range(1, len(parts)):
-            if all(other[-size:] != parts[-size:] for other in others):
-                return "/".join(parts[-size:])
-        return reference
-
-    @cached_property
-    def _references(self) -> set[str]:
-        found = set(self.state.inputs) | set(self.state.recipes)
-        for baseline in self.state.baselines.values():
-            if baseline.kind in ("base", "parent") and baseline.recipe is not None:
-                found |= {str(one["model"]) for one in baseline.recipe.get("models") or ()}
-        return found
+        """Return the label of a model."""
+        return labels(tuple(dict.fromkeys([*self.state.inputs, reference])))[reference]
 
 
 def _kind(name: str) -> str:
     return name.partition(":")[0]
-
-
-def _parts(reference: str) -> list[str]:
-    return re.split(r"[/:]", reference.rstrip("/"))

@@ -1,7 +1,5 @@
 """First section: the outcome in one sentence with figures, the gate's reasons, and the disclosures."""
 
-import re
-
 from evosearch.durations import duration
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.gate import Comparison, GateDecision
@@ -13,14 +11,11 @@ from evosearch.reporting.page.facts import Facts
 from evosearch.reporting.page.figures import capital
 from evosearch.reporting.report import candidate_counts
 
-NAME = re.compile(r"\b(?:parent|scale|stage|placebo|trained):[\w.-]*\w")  # of a baseline, in the gate's sentences
-
 
 def verdict(facts: Facts) -> Section:
     """Return the section."""
     decision = facts.decision
-    recorded = [*decision.reasons, *decision.notes] if decision is not None else []
-    texts = [NAME.sub(lambda found: facts.label(found[0]), text) for text in recorded]
+    texts = [*decision.reasons, *decision.notes] if decision is not None else []
     if facts.state.test_openings:
         texts.append(opened(facts.board.test_openings))
     if facts.board.contamination_acknowledged:
