@@ -209,12 +209,34 @@ def test_coefficients_are_those_of_the_recipe_at_every_layer(small: tuple[dict[s
 
 def test_the_importance_of_dimensions_sums_to_one(small: tuple[dict[str, Section], Facts, str]) -> None:
     found, facts, _ = small
-    (chart,) = charts(found["importance"])
+    chart = charts(found["importance"])[0]
     names = {
         name.replace(f"models[{n}]", f"expert{n + 1}") for name in facts.state.proposal("0").genome for n in (0, 1)
     }
     assert {row[0] for row in chart.table.rows} == {name for name in names if name.startswith("expert")}
     assert sum(float(row[1]) for row in chart.table.rows) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_slices_have_every_candidate_and_the_winner(small: tuple[dict[str, Section], Facts, str]) -> None:
+    found, facts, _ = small
+    chart = charts(found["importance"])[1]
+    told = {
+        name: one.fitness.value
+        for name, one in facts.state.reported.items()
+        if one.fitness is not None and facts.state.candidates[name].duplicate_of is None
+    }
+    panels = [trace for trace in chart.data if len(trace["x"]) > 1]
+    assert len(panels) == len(facts.state.proposal("0").genome)
+    for trace in panels:
+        assert sorted(trace["y"]) == pytest.approx(sorted(told.values()), rel=1e-5)
+    marks = [trace for trace in chart.data if len(trace["x"]) == 1]
+    assert facts.searched is not None
+    assert {trace["x"][0] for trace in marks} == set(facts.state.proposal(facts.searched).genome.values())
+    titles = [axis["title"]["text"] for key, axis in chart.layout.items() if key.startswith("xaxis")]
+    assert facts.label(facts.searched) in chart.title, "what the star is"
+    assert {row[0] for row in chart.table.rows} == set(titles)
+    counts = [int(row[2]) for row in chart.table.rows if row[0] == titles[0]]
+    assert sum(counts) == len(told)
 
 
 def test_guards_time_failures_recipe_and_reproduction(small: tuple[dict[str, Section], Facts, str]) -> None:
@@ -262,7 +284,7 @@ def test_every_chart_is_one_that_plotly_accepts_and_has_a_text_alternative(
     drawn = [chart for section in small[0].values() for chart in charts(section)]
     page = Page(small[2])
     boxes = [one for one in page.named("div") if one.get("class") == "chart"]
-    assert len(boxes) == len(drawn) == 6
+    assert len(boxes) == len(drawn) == 7
     for chart, box in zip(drawn, boxes, strict=True):
         go.Figure(list(chart.data), chart.layout)  # raises for a key or a value that Plotly does not have
         assert box["role"] == "img"
@@ -285,7 +307,7 @@ def test_a_browser_draws_every_chart_under_the_policy(
     shown = subprocess.run([browser, *options, page.as_uri()], capture_output=True, text=True, timeout=300)
     drawn = Page(shown.stdout)
     boxes = [one for one in drawn.named("div") if "chart" in str(one.get("class")).split()]
-    assert len(boxes) == 6
+    assert len(boxes) == 7
     assert all("js-plotly-plot" in str(box["class"]).split() for box in boxes), "a chart was not drawn"
     console = [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
     assert console == [], "neither an error of a script nor a violation of the policy"

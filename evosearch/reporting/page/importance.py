@@ -1,4 +1,4 @@
-"""Importance of dimensions: fANOVA of the candidates, or the derivatives that the optimizer was told."""
+"""Importance of dimensions: fANOVA of the candidates and slices, or the derivatives that the optimizer was told."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,7 @@ from evosearch.recipe.shapes import Scalar
 from evosearch.reporting.page.contents import Block, Chart, Section, Text, plain_table
 from evosearch.reporting.page.facts import Facts
 from evosearch.reporting.page.figures import BLUE, ROW, axis, label, layout, named_rows, rounded
+from evosearch.reporting.page.slices import slices
 from evosearch.search.optimizers import _importance
 
 TITLE = "Importance of dimensions"
@@ -28,18 +29,21 @@ def importance(facts: Facts) -> Section:
     if dimensions < 2 or dimensions > MOST_DIMENSIONS or len(genomes) < wanted or len(set(values)) < 2:
         why = f"{len(genomes)} distinct candidates with a value for {dimensions} dimension(s)"
         needs = f"it needs 2 to {MOST_DIMENSIONS} dimensions, and {wanted} candidates for that many"
-        return Section("importance", TITLE, (Text(f"Left out: fANOVA would have {why}; {needs}."),))
+        left_out = Text(f"Left out: fANOVA would have {why}; {needs}.")
+        some = (slices(facts, genomes, values, list(genomes[0])),) if len(genomes) > 1 and dimensions else ()
+        return Section("importance", TITLE, (left_out, *some))
     kept = sorted({round(at) for at in np.linspace(0, len(genomes) - 1, min(MOST, len(genomes)))})
     found = _importance.fanova([genomes[at] for at in kept], [values[at] for at in kept])
     count = f"{len(kept)} candidates" if len(kept) == len(genomes) else f"{len(kept)} of {len(genomes)} candidates"
     text = (
         "Share of the variance of the fitness over the whole searched box that a dimension explains by itself "
         "(fANOVA, Hutter "
-        f"et al. 2014), by a random forest over {count}. An optimizer looks where it is good, so "
-        "the forest "
-        "knows the rest of the box less well."
+        f"et al. 2014), by a random forest over {count}. An optimizer looks where it is good, so the forest knows the "
+        "rest of the box less well."
     )
-    return Section("importance", TITLE, (Text(text), _chart(facts, found, "share of the variance")))
+    by_share = sorted(found, key=lambda name: -found[name])
+    charts = (_chart(facts, found, "share of the variance"), slices(facts, genomes, values, by_share))
+    return Section("importance", TITLE, (Text(text), *charts))
 
 
 def _told(facts: Facts) -> tuple[list[Mapping[str, Scalar]], list[float]]:
@@ -70,8 +74,7 @@ def _by_gradient(facts: Facts) -> tuple[Block, ...]:
     mean = np.mean([np.abs(slope) for slope in steps.values()], axis=0)
     text = (
         f"Mean over {len(steps)} gradient steps of the absolute derivative of the fitness in each dimension: by how "
-        "much the "
-        "fitness changes for one unit of a coefficient, along the path that was taken."
+        "much the fitness changes for one unit of a coefficient, along the path that was taken."
     )
     found_by_name = dict(sorted(zip(names, map(float, mean), strict=True), key=lambda item: -item[1]))
     return Text(text), _chart(facts, found_by_name, "mean |slope|")
