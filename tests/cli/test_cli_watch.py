@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.spec.spec import load_spec
+from tests.early_ledger import EarlyLedger
 
 World = Callable[..., Path]
 Command = Callable[..., tuple[int, str, str]]
@@ -48,21 +48,13 @@ def test_it_follows_the_events_of_a_ledger(world: World) -> None:
         events = ledger.events(info.search_id)
         end = next(event.seq for event in events if event.type == "told")
 
-        class Growing:
-            """The ledger up to `end`."""
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(ledger, name)
-
-            def stream(self, search_id: str, after: int = 0) -> list[Any]:
-                return [event for event in events if after < event.seq < end]
-
-        watched = Watched(Growing(), info.search_id)  # type: ignore[arg-type]
+        growing = EarlyLedger(ledger, end)
+        watched = Watched(growing, info.search_id)  # type: ignore[arg-type]
         first = shown(watched)
         assert not watched.ended
         assert "world: interrupted" in first
-        assert "in the lead is candidate" in first
-        end = events[-1].seq + 1
+        assert "in the lead is #" in first
+        growing.end = events[-1].seq + 1
         last = shown(watched)
         assert watched.ended
         assert "world: stopped: candidates" in last

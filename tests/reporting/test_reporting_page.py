@@ -24,6 +24,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.spec.spec import load_spec
+from tests.early_ledger import EarlyLedger
 
 World = Callable[..., Path]
 KEYS = ["verdict", "lead", "curve", "splits", "coefficients", "route", "importance", "weights", "losses"]
@@ -390,16 +391,9 @@ def test_a_search_that_has_not_ended_has_a_page(until: str, world: World, tmp_pa
         assert info is not None
         events = ledger.events(info.search_id)
         end = next(event.seq for event in events if event.type == until)
-        seen = [event for event in events if event.seq < end]
-
-        class Part:
-            """The ledger as it was before the event `until`."""
-
-            def __getattr__(self, name: str) -> Any:
-                return (lambda *_: seen) if name == "events" else getattr(ledger, name)
-
-        page = page_of(Part(), info.search_id)  # type: ignore[arg-type]
-        facts = Facts.read(Part(), info.search_id)  # type: ignore[arg-type]
+        early = EarlyLedger(ledger, end)
+        page = page_of(early, info.search_id)  # type: ignore[arg-type]
+        facts = Facts.read(early, info.search_id)  # type: ignore[arg-type]
         found = {section.key: text_of(section) for section in sections(facts, (NOT_OPENED, NOT_SCORED))}
         assert bool(leads(facts)[0]) == (until != "asked")
     assert [attributes["id"] for attributes in Page(page).named("section")] == KEYS

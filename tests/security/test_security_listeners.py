@@ -1,4 +1,4 @@
-"""What listens while `run` uses Ray and while `ui` serves: on loopback only, with a token or an account."""
+"""Listeners while `run` uses Ray and while `ui` serves: on loopback only, with a token or an account."""
 
 import ipaddress
 import json

@@ -1,4 +1,4 @@
-"""What evosearch writes can be read by its owner only, unless $EVOSEARCH_UMASK allows more."""
+"""Files of evosearch can be read by their owner only, unless $EVOSEARCH_UMASK allows more."""
 
 import os
 import signal

@@ -33,18 +33,9 @@ COMMIT = "ab" * 20
 
 
 @pytest.fixture
-def exported(world: World, tmp_path: Path) -> Path:
-    """The recipe of a candidate in a tree with its models and suite: winner/best.yaml next to specs/."""
-    report = run(world("night", budget={"candidates": 6}), Silent())
-    assert report.candidates.scored == 6
-    for entry in (tmp_path / "specs").iterdir():
-        if entry.is_symlink():  # the whole tree is moved later
-            folder = entry.resolve()
-            entry.unlink()
-            shutil.copytree(folder, entry)
-    out = tmp_path / "winner" / "best.yaml"
-    export("night", "recipe", out, "3", False, Silent())
-    return out
+def exported(exported_as: Callable[[str], Path]) -> Path:
+    """The recipe of a candidate."""
+    return exported_as("3")
 
 
 def section(path: Path) -> dict[str, Any]:

@@ -16,10 +16,8 @@ from safetensors.torch import load_file, save_file
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.recipe.provenance import pack, unpack
-from evosearch.reporting.export import export
 from evosearch.reporting.openings import openings
 from evosearch.search.progress import Silent
-from evosearch.service.run import run
 from evosearch.service.verify import VerifyReport, verify
 
 World = Callable[..., Path]
@@ -28,17 +26,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def exported(world: World, tmp_path: Path) -> Path:
-    """winner/best.yaml next to specs/, with copies of models and suite; the base, scored on every split."""
-    run(world("night", budget={"candidates": 6}), Silent())
-    for entry in (tmp_path / "specs").iterdir():
-        if entry.is_symlink():
-            folder = entry.resolve()
-            entry.unlink()
-            shutil.copytree(folder, entry)
-    out = tmp_path / "winner" / "best.yaml"
-    export("night", "recipe", out, "base", False, Silent())
-    return out
+def exported(exported_as: Callable[[str], Path]) -> Path:
+    """The recipe of the base, which is scored on every split."""
+    return exported_as("base")
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

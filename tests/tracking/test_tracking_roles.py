@@ -1,4 +1,4 @@
-"""What people read in MLflow: names, roles, states, rounded values and durations of runs."""
+"""Names, roles, states, rounded values and durations of runs in MLflow."""
 
 from typing import Any
 
