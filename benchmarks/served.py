@@ -4,9 +4,9 @@
 
 CHECKPOINT is what `evosearch export --format checkpoint` wrote, or any model folder; ADAPTER what `--format adapter`
 wrote for the same candidate, with the model that it belongs to as BASE. PYTHON is the interpreter of an environment
-with vLLM, which has another version of transformers. Both programs give the log-likelihoods of all tokens of
-some prompts and continue them greedily, in float32. Prints one JSON document and a table. Exit code 1 if a
-log-likelihood differs by more than 0.001, or a continuation.
+with vLLM, which has another version of transformers. Both programs continue some prompts greedily, in float32. Prints
+one JSON document and a table. Exit code 1 if a continuation differs, or the log-likelihood of one of its tokens by more
+than 0.001.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def main():
     adapter = given["adapter"] and LoRARequest("adapter", 1, given["adapter"])
     more = {"enable_lora": True, "max_lora_rank": given["rank"]} if adapter else {}
     llm = LLM(model=given["model"], dtype="float32", enforce_eager=True, max_model_len=256, **more)
-    wanted = SamplingParams(temperature=0, max_tokens=given["tokens"], ignore_eos=True, prompt_logprobs=0)
+    wanted = SamplingParams(temperature=0, max_tokens=given["tokens"], ignore_eos=True, logprobs=0)
     found = []
     for one in llm.generate(given["prompts"], wanted, lora_request=adapter):
-        ids = one.prompt_token_ids
-        told = [position[token].logprob for token, position in zip(ids[1:], one.prompt_logprobs[1:])]
-        found.append({"ids": list(ids), "logprobs": told, "continued": list(one.outputs[0].token_ids)})
+        ids, said = list(one.outputs[0].token_ids), one.outputs[0].logprobs
+        told = [position[token].logprob for token, position in zip(ids, said)]
+        found.append({"ids": list(one.prompt_token_ids), "logprobs": told, "continued": ids})
     json.dump(found, open(sys.argv[2], "w"))
 
 if __name__ == "__main__":
@@ -59,7 +59,7 @@ Told = list[dict[str, Any]]
 
 
 def by_transformers(checkpoint: Path, tokens: int) -> Told:
-    """Ids, log-likelihoods and continuations of the prompts by transformers."""
+    """Continuations of the prompts, with their log-likelihoods, by transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,10 +69,11 @@ def by_transformers(checkpoint: Path, tokens: int) -> Told:
     with torch.no_grad():
         for prompt in PROMPTS:
             ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-            told = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-            whole = model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-            continued = whole[0, ids.shape[1] :].tolist()
-            found.append({"ids": ids[0].tolist(), "logprobs": told.tolist(), "continued": continued})
+            whole, start = ids, ids.shape[1]
+            for _ in range(tokens):  # greedily; `generate` follows the settings of the model's folder
+                whole = torch.cat([whole, model(whole).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+            told = model(whole).logits[0, start - 1 : -1].log_softmax(-1).gather(1, whole[0, start:, None])[:, 0]
+            found.append({"ids": ids[0].tolist(), "logprobs": told.tolist(), "continued": whole[0, start:].tolist()})
     return found
 
 
@@ -91,19 +92,19 @@ def by_vllm(python: Path, folder: Path, model: Path, adapter: Path | None, token
     command = [str(python), str(program), str(question), str(answer)]
     done = subprocess.run(command, env=os.environ | SETTINGS, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.stderr.write(done.stderr[-4000:])
+        sys.stderr.write(done.stdout[-4000:] + done.stderr[-4000:])
         done.check_returncode()
     found: Told = json.loads(answer.read_text())
     return found
 
 
 def difference(ours: Told, theirs: Told) -> dict[str, Any]:
-    """Largest difference of a token's log-likelihood, and how many prompts are continued by the same tokens."""
+    """How many prompts are continued by the same tokens, and the largest difference of a log-likelihood of these."""
     assert [one["ids"] for one in ours] == [one["ids"] for one in theirs], "the tokenizers differ"
     pairs = list(zip(ours, theirs, strict=True))
-    apart = max(abs(a - b) for one, other in pairs for a, b in zip(one["logprobs"], other["logprobs"], strict=True))
-    same = sum(one["continued"] == other["continued"] for one, other in pairs)
-    return {"tokens": sum(len(one["logprobs"]) for one in ours), "largest": apart, "same": same, "of": len(pairs)}
+    same = [(one, other) for one, other in pairs if one["continued"] == other["continued"]]
+    apart = [abs(a - b) for one, other in same for a, b in zip(one["logprobs"], other["logprobs"], strict=True)]
+    return {"tokens": len(apart), "largest": max(apart, default=0.0), "same": len(same), "of": len(pairs)}
 
 
 def main() -> int:
