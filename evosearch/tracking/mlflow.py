@@ -12,6 +12,7 @@ from typing import Any
 from evosearch.errors import TrackingError
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.tracking import table_statistics
 from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan
 from evosearch.tracking.client import ARTIFACTS, SEARCH_TAG, connect, find_runs, load_mlflow, run_ids, sqlite_file
 from evosearch.tracking.inputs import log_inputs
@@ -88,6 +89,7 @@ class MlflowStore:
         self.runs: dict[str, str] = {}  # candidate, or SEARCH → run id
         self.leaderboard = ""  # its address below that of the server; empty until the store is open
         self._announce = announce
+        self._counted = table_statistics.LEAST // 2  # runs when statistics were refreshed last
 
     def open(self) -> int:
         """Find the runs of the search and return its cursor."""
@@ -127,6 +129,9 @@ class MlflowStore:
         self._write_files(SEARCH, search)
         self._describe(search)
         self._runs.together([partial(self._finish, search, events[-1].seq)])
+        if len(self.runs) >= 2 * self._counted:
+            table_statistics.refresh(self._uri)
+            self._counted = len(self.runs)
 
     def advance(self, candidate: str, events: Iterable[Event]) -> None:
         """Write one candidate's run; the cursor stays, so that it is written again in its turn, without effect."""

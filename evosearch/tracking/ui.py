@@ -15,6 +15,7 @@ from evosearch.errors import TrackingError
 from evosearch.private_folder import PrivateFolder
 from evosearch.redaction import hidden
 from evosearch.search.ledger.server_access import limited_environment
+from evosearch.tracking import table_statistics
 from evosearch.tracking.client import ARTIFACTS, check_scheme, sqlite_file
 from evosearch.tracking.server import ACCOUNTS_APP, ADMIN, accounts_config, check_installed, network
 
@@ -70,6 +71,7 @@ def serve(uri: str, port: int, started: Callable[[str, str], None]) -> int:
     """
     command = ui_command(uri, port, accounts=True)
     check_installed("evosearch ui")
+    table_statistics.refresh(uri)
     with PrivateFolder.make(FOLDER) as folder:
         password = secrets.token_urlsafe(18)
         environment = {"PYTHONWARNINGS": "ignore"} | os.environ | ui_environment(uri)  # MLflow's own deprecations
