@@ -35,8 +35,9 @@ def page(results: Sequence[Json], command: str) -> str:
         command: The command that measures them.
     """
     parts = [INTRODUCTION]
-    for name in dict.fromkeys(result["problem"] for result in results):
-        parts += _problem(name, [result for result in results if result["problem"] == name], command)
+    for name in PROBLEMS:
+        if own := [result for result in results if result["problem"] == name]:
+            parts += _problem(name, own, command)
     return "\n\n".join(parts) + "\n"
 
 
