@@ -69,7 +69,7 @@ def beside(named: str, folder: Path, error: type[InputError]) -> Path:
         return full
     path = Path(os.path.normpath(folder / named))  # what is checked is what is read, also where `..` follows a link
     if present(path):
-        root = folder if path.absolute().is_relative_to(os.path.abspath(folder)) else path.parent
+        root = folder if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)) else path.parent
         with _readable(path, error):
             real, inside = path.resolve(strict=True), _allowed(root.resolve())
         if not any(real.is_relative_to(place) for place in inside):

@@ -100,6 +100,11 @@ def test_a_path_is_relative_or_full_as_it_was_written(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(folder)
     assert beside("a/../own.yaml", Path(), RecipeError) == Path("own.yaml")
+    shared = folder.parent / "shared"
+    shared.mkdir()
+    (shared / "store").touch()
+    (shared / "x.yaml").symlink_to("store")
+    assert beside("../shared/x.yaml", Path(), RecipeError) == Path("../shared/x.yaml"), "in the folder that it names"
     assert beside("~/x.yaml", folder, RecipeError) == tmp_path / "x.yaml"
     assert beside("missing.yaml", folder, RecipeError) == folder / "missing.yaml"
     (folder / "own2.yaml").symlink_to("../mine/inner.yaml")
