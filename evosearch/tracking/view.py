@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.evaluation.types import SPLITS
+from evosearch.search.space.labels import labels
 from evosearch.tracking.metrics import safe_name
 from evosearch.tracking.roles import ROLE, STATE
 
@@ -133,11 +134,16 @@ class View:
         tasks = _names([task["name"] for task in self.suite.get("tasks", ())])
         suite = f" on suite {self.suite['name']} ({tasks})" if self.suite.get("name") else ""
         method = method_of(self.recipe)
-        what = f"a search for the best {f'`{method}` ' if method else ''}merge of {_names(self.models)}{suite}"
+        what = f"a search for the best {f'`{method}` ' if method else ''}merge of {_names(self._model_names())}{suite}"
         path = leaderboard_path(EXPERIMENT, self.search_id)
         charts, own = run_path(EXPERIMENT, RUN, CHARTS), run_path(EXPERIMENT, RUN, "artifacts")
         links = f"[Leaderboard]({path}) · [Charts]({charts}) · [Report, spec and decision]({own})"
         return f"**{self.name}**: {what}.\n\n{self.verdict}\n\n{links}\n"
+
+    def _model_names(self) -> list[str]:
+        """Return hub ids as they are, and the labels of folders, whose full paths are the searching machine's."""
+        known = labels(self.models)
+        return [known[model] if model.startswith("/") else model for model in self.models]
 
 
 def method_of(recipe: Mapping[str, Any]) -> str | None:

@@ -79,6 +79,13 @@ def test_a_search_without_right_answers_is_sorted_by_fitness(story: Story) -> No
     assert "metrics.`task/copy/acc/search`" in state["selectedColumns"]
 
 
+def test_models_in_folders_are_called_by_their_labels(story: Story) -> None:
+    view = view_of(story)
+    models = {"/home/me/models/base": "1", "/home/me/models/math+/data/lora": "2", "org/name@1": "3"}
+    view.started({"spec": {}, "inputs": models, "suite": {}})
+    assert "merge of `base`, `lora`, `org/name@1`." in view.tags()["mlflow.note.content"]
+
+
 def test_names_of_a_spec_are_no_markdown(story: Story) -> None:
     view = view_of(story)
     view.started({"spec": {}, "inputs": {"a`](http://evil) **b**": "x"}, "suite": {"name": "s", "tasks": []}})
