@@ -141,7 +141,8 @@ def test_the_gate_checks_each_guard_of_the_winner(searched: Any, kept_run: dict[
     assert checks["kept"].difference == pytest.approx(difference)
     assert checks["kept"].holds == (checks["kept"].lower >= -2.0)
     assert checks["generate"].n == 20
-    assert any(reason.startswith(f"{winner} does not pass the guard on kept: ") for reason in report.gate.reasons)
+    said = f"{state.title(winner)} does not pass the guard on kept: "
+    assert any(reason.startswith(said) for reason in report.gate.reasons)
     assert report.gate.promoted is None
     assert state.gated is not None
 

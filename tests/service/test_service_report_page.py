@@ -88,7 +88,7 @@ def test_losses_between_the_models_are_those_that_the_search_measured(
     assert to_winner["x"] == pytest.approx([index / 10 for index in range(11)])
     losses = [-card.fitness.value for card in ends if card is not None]
     assert [to_winner["y"][0], to_winner["y"][-1]] == pytest.approx(losses, rel=1e-5)
-    assert bullets.texts[0].startswith(f"base → candidate {facts.searched}: barrier ")
+    assert bullets.texts[0].startswith(f"base → #{facts.searched}: barrier ")
     assert bullets.texts[1].startswith("expert1 → expert2: barrier ")
     assert chart.table.rows[0][1] == f"{losses[0]:.4f}"
     assert all(text.split(":")[0] in out.read_text() for text in bullets.texts)
