@@ -5,14 +5,47 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ELSEWHERE = "127.0.0.2"
 REFUSAL = b"You are not authenticated."
 HTTP_ANSWER = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 26\r\nWWW-Authenticate: Basic\r\nConnection: close\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the first frame of an HTTP/2 server, for which gRPC waits
+COMMANDS = ("check", "run", "status", "leaderboard", "export", "ui", "stop", "submit")  # that read a spec
 Talk = Callable[[socket.socket, "Listener"], None]
+
+
+def write_suite(folder: Path, path: str, options: dict[str, Any], **keys: Any) -> Path:
+    """Write a suite with one task of its own.
+
+    Args:
+        folder: For `s.yaml`, `tasks/t.yaml` and the datasets' cache.
+        path: The task's `dataset_path`.
+        options: Its `dataset_kwargs`.
+        keys: Further keys of the suite.
+    """
+    task = {
+        "task": "t_own",
+        "dataset_path": path,
+        "dataset_kwargs": {"cache_dir": str(folder / "cache"), **options},
+        "test_split": "test",
+        "num_fewshot": 0,
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "options",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "tasks").mkdir(exist_ok=True)
+    (folder / "tasks" / "t.yaml").write_text(yaml.safe_dump(task))
+    data = {"name": "s", "include": ["tasks"], "tasks": [{"task": "t_own", "metric": "acc", "chance": 0.3}]}
+    data |= {"documents": {"search": 2, "validation": 2, "test": 2}, "near_duplicates": False, **keys}
+    (folder / "s.yaml").write_text(yaml.safe_dump(data))
+    return folder / "s.yaml"
 
 
 class Listener:

@@ -25,6 +25,8 @@ from evosearch.recipe import files
 from evosearch.search.space.holes import Hole
 from evosearch.spec.stages import load
 
+from .conftest import write_suite
+
 World = Callable[..., Path]
 Data = dict[str, Any]
 
@@ -158,24 +160,7 @@ def test_bounds_of_a_hole_are_bounded(hole: Data, key: str) -> None:
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A suite with one task of its own."""
     monkeypatch.setenv("EVOSEARCH_TASKS", "")
-    (tmp_path / "tasks").mkdir()
-    task = {
-        "task": "t_own",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "t.jsonl"}, "cache_dir": str(tmp_path / "cache")},
-        "test_split": "test",
-        "num_fewshot": 0,
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "options",
-        "doc_to_target": "gold",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (tmp_path / "tasks" / "t.yaml").write_text(yaml.safe_dump(task))
-    data = {"name": "s", "include": ["tasks"], "tasks": [{"task": "t_own", "metric": "acc", "chance": 0.3}]}
-    data |= {"documents": {"search": 2, "validation": 2, "test": 2}, "near_duplicates": False}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
-    return tmp_path / "s.yaml"
+    return write_suite(tmp_path, "json", {"data_files": {"test": "t.jsonl"}})
 
 
 def rows(*changed: Data) -> str:

@@ -24,7 +24,7 @@ from evosearch.evaluation.suites import data_sizes
 from evosearch.evaluation.suites.row_sizes import row_bytes
 from evosearch.evaluation.suites.suite import load_suite
 
-from .conftest import ELSEWHERE
+from .conftest import ELSEWHERE, write_suite
 
 LARGE = 2**20
 LIMIT = 2**19
@@ -89,27 +89,8 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads")
 
     def write(path: str, file: str | list[str] | None = None, **options: Any) -> Path:
-        (tmp_path / "tasks").mkdir(exist_ok=True)
-        task: dict[str, Any] = {
-            "task": "t_own",
-            "dataset_path": path,
-            "dataset_kwargs": {"cache_dir": str(tmp_path / "cache"), **options},
-            "test_split": "test",
-            "num_fewshot": 0,
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{question}}",
-            "doc_to_choice": "options",
-            "doc_to_target": "gold",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        }
-        if file:
-            task["dataset_kwargs"]["data_files"] = {"test": file}
-        (tmp_path / "tasks" / "t.yaml").write_text(yaml.safe_dump(task))
-        data = {"name": "s", "include": ["tasks"], "tasks": [{"task": "t_own", "metric": "acc", "chance": 0.3}]}
-        data |= {"documents": {"search": 2, "validation": 2, "test": 2}, "near_duplicates": False}
-        data |= {"acknowledge_contamination": True}
-        (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
-        return tmp_path / "s.yaml"
+        data = {"data_files": {"test": file}} if file else {}
+        return write_suite(tmp_path, path, options | data, acknowledge_contamination=True)
 
     return write
 

@@ -19,7 +19,7 @@ from evosearch.tracking.accounts import kept_account
 from evosearch.tracking.client import connect
 from evosearch.tracking.ui import ui_command, ui_environment
 
-from .conftest import ELSEWHERE, Listener, ask_for_account, ask_for_cleartext
+from .conftest import COMMANDS, ELSEWHERE, Listener, ask_for_account, ask_for_cleartext
 
 Listening = Callable[..., Listener]
 Program = Callable[..., tuple[int, str, str]]
@@ -185,7 +185,7 @@ def test_artifacts_elsewhere_get_no_account(attacker: Listener, tmp_path: Path, 
     got_nothing(attacker)
 
 
-@pytest.mark.parametrize("command", ["check", "run", "status", "leaderboard", "export", "ui", "stop", "submit"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_sends_it_to_a_server_of_a_file(
     attacker: Listener,
     listening: Listening,

@@ -13,7 +13,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.server_access import QUERY_KEYS
 from evosearch.spec.spec import load_spec
 
-from .conftest import ELSEWHERE, Listener, ask_for_account, ask_for_cleartext
+from .conftest import COMMANDS, ELSEWHERE, Listener, ask_for_account, ask_for_cleartext
 
 Listening = Callable[..., Listener]
 Program = Callable[..., tuple[int, str, str]]
@@ -181,7 +181,7 @@ def test_even_a_named_server_gets_no_clear_password(attacker: Listener, monkeypa
     assert SECRET.encode() in attacker.received
 
 
-@pytest.mark.parametrize("command", ["check", "run", "status", "leaderboard", "export", "ui", "stop", "submit"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_sends_it_to_a_host_of_a_file(
     attacker: Listener,
     listening: Listening,
